@@ -1,0 +1,46 @@
+// CPU kernels of QKVGemm: the launch interface. Knows neither ONNX Runtime nor Node.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "ops/problem.h"
+
+namespace qkvgemm::cpu {
+
+enum class Isa : uint8_t { kScalar, kAvx2, kAvx512 };
+
+const char* IsaName(Isa isa);
+// Can this processor (and operating system) run it?
+bool IsaSupported(Isa isa);
+// The best supported instruction set, or the one that `forced` names ("scalar", "avx2", "avx512"; null or empty:
+// none forced). False and a message for an unknown name or one that the machine lacks.
+bool SelectIsa(const char* forced, Isa* isa, std::string* error);
+
+// Runs fn(context, i) for every i in [0, count), in any order, on as many threads as the caller has; returns when
+// all are done. `threads` is a hint of how many run at once.
+struct ThreadPool {
+  void* state = nullptr;
+  int threads = 1;
+  void (*run)(void* state, size_t count, void (*fn)(void* context, size_t i), void* context) = nullptr;
+};
+
+// Pure function of the problem, the instruction set and the thread count: how the work is tiled and spread.
+struct Plan;  // defined in ops/cpu/plan.h
+
+// Bytes of the packed form of weight + scale + zero_point (64-byte aligned buffer wanted).
+size_t PackedBytes(const Problem& problem, Isa isa);
+// Packs operands.weight (and scale, zero_point). `packed` is 64-byte aligned. Problem.m is ignored.
+void Pack(const Problem& problem, const Operands& operands, Isa isa, const ThreadPool& pool, void* packed);
+
+// Bytes of scratch that Run needs for this problem (64-byte aligned buffer wanted). `packed_weights` false:
+// the weights are not constant and Run gets no packed buffer.
+size_t ScratchBytes(const Problem& problem, Isa isa, int threads, bool packed_weights);
+// Computes everything: y splits and, where operands.norm is not null, the normalised input. `packed` comes from
+// Pack, or is null (operands.weight is then read). No allocation, no exceptions. m, n or k of 0 are allowed
+// (k = 0: y is the bias or 0).
+void Run(const Problem& problem, const Operands& operands, const void* packed, Isa isa, const ThreadPool& pool,
+         void* scratch);
+
+}  // namespace qkvgemm::cpu

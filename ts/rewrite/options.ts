@@ -1,0 +1,9 @@
+/** Options of `fuse`; the CLI's flags carry the same names in kebab case. */
+export interface FuseOptions {
+  /** Type of the fused weights; `keep` (default) leaves them as they are. */
+  dtype?: 'keep' | 'fp16' | 'bf16' | 'int8';
+  /** Put the function body into the model so that it runs where the library is not loaded (default true). */
+  fallback?: boolean;
+  /** Folder that external data paths are relative to; taken from the path where the model comes as a path. */
+  baseDir?: string;
+}
