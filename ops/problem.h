@@ -14,14 +14,12 @@ enum class NormType : uint8_t { kLayerNorm, kRmsNorm, kNone };
 
 // How `scale` and `zero_point` are laid out for int8 weights.
 enum class ScaleLayout : uint8_t {
-  kAbsent,       // weights are not int8
-  kColumnGroups, // [G]: column n uses scale[n / (N / G)]; G = 1 is one scale, G = N is per column
-  kBlocks,       // [K / B, N]: row k, column n uses scale[(k / B) * N + n]
+  kAbsent,        // weights are not int8
+  kColumnGroups,  // [G]: column n uses scale[n / (N / G)]; G = 1 is one scale, G = N is per column
+  kBlocks,        // [K / B, N]: row k, column n uses scale[(k / B) * N + n]
 };
 
-constexpr size_t SizeOf(DType t) {
-  return t == DType::kFloat ? 4 : t == DType::kInt8 ? 1 : 2;
-}
+constexpr size_t SizeOf(DType t) { return t == DType::kFloat ? 4 : t == DType::kInt8 ? 1 : 2; }
 
 // Everything known when the kernel is created, apart from `m`.
 struct Problem {
@@ -43,6 +41,7 @@ struct Problem {
   bool activation_quant = false;  // int8 x int8: normalised rows are quantised to int8, one scale a row
 
   ScaleLayout scale_layout = ScaleLayout::kAbsent;
+  bool has_zero_point = false;
   int64_t scale_groups = 0;  // kColumnGroups: G
   int64_t scale_block = 0;   // kBlocks: B
 

@@ -14,12 +14,12 @@ enum class Isa : uint8_t { kScalar, kAvx2, kAvx512 };
 const char* IsaName(Isa isa);
 // Can this processor (and operating system) run it?
 bool IsaSupported(Isa isa);
-// The best supported instruction set, or the one that `forced` names ("scalar", "avx2", "avx512"; null or empty:
-// none forced). False and a message for an unknown name or one that the machine lacks.
+// The best supported instruction set, or the one that `forced` names ("scalar", "avx2", "avx512"; null or
+// empty: none forced). False and a message for an unknown name or one that the machine lacks.
 bool SelectIsa(const char* forced, Isa* isa, std::string* error);
 
-// Runs fn(context, i) for every i in [0, count), in any order, on as many threads as the caller has; returns when
-// all are done. `threads` is a hint of how many run at once.
+// Runs fn(context, i) for every i in [0, count), in any order, on as many threads as the caller has; returns
+// when all are done. `threads` is a hint of how many run at once.
 struct ThreadPool {
   void* state = nullptr;
   int threads = 1;
@@ -37,10 +37,10 @@ void Pack(const Problem& problem, const Operands& operands, Isa isa, const Threa
 // Bytes of scratch that Run needs for this problem (64-byte aligned buffer wanted). `packed_weights` false:
 // the weights are not constant and Run gets no packed buffer.
 size_t ScratchBytes(const Problem& problem, Isa isa, int threads, bool packed_weights);
-// Computes everything: y splits and, where operands.norm is not null, the normalised input. `packed` comes from
-// Pack, or is null (operands.weight is then read). No allocation, no exceptions. m, n or k of 0 are allowed
-// (k = 0: y is the bias or 0).
-void Run(const Problem& problem, const Operands& operands, const void* packed, Isa isa, const ThreadPool& pool,
-         void* scratch);
+// Computes everything: y splits and, where operands.norm is not null, the normalised input. `packed` comes
+// from Pack, or is null (operands.weight is then read). No allocation, no exceptions. m, n or k of 0 are
+// allowed (k = 0: y is the bias or 0).
+void Run(const Problem& problem, const Operands& operands, const void* packed, Isa isa,
+         const ThreadPool& pool, void* scratch);
 
 }  // namespace qkvgemm::cpu

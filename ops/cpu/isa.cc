@@ -1,0 +1,81 @@
+// Which instruction sets this build has, this machine supports, and the user asks for.
+#include <cstring>
+#include <string>
+
+#include "ops/cpu/kernels.h"
+#include "ops/cpu/qkv_gemm_cpu.h"
+
+namespace qkvgemm::cpu {
+namespace {
+constexpr Isa kAll[] = {Isa::kScalar, Isa::kAvx2, Isa::kAvx512};
+}
+
+const char* IsaName(Isa isa) {
+  switch (isa) {
+    case Isa::kScalar:
+      return "scalar";
+    case Isa::kAvx2:
+      return "avx2";
+    case Isa::kAvx512:
+      return "avx512";
+  }
+  return "unknown";
+}
+
+bool IsaSupported(Isa isa) {
+  // The builtins ask cpuid and, for the register state, the operating system (xgetbv).
+  switch (isa) {
+    case Isa::kScalar:
+      return true;
+#if defined(__x86_64__)
+    case Isa::kAvx2:
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+             __builtin_cpu_supports("f16c");
+    case Isa::kAvx512:
+      return IsaSupported(Isa::kAvx2) && __builtin_cpu_supports("avx512f") &&
+             __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+             __builtin_cpu_supports("avx512vl");
+#else
+    default:
+      return false;
+#endif
+  }
+  return false;
+}
+
+bool SelectIsa(const char* forced, Isa* isa, std::string* error) {
+  *isa = Isa::kScalar;
+  std::string supported;
+  for (Isa candidate : kAll) {
+    if (!IsaSupported(candidate)) continue;
+    *isa = candidate;
+    supported += supported.empty() ? "" : ", ";
+    supported += IsaName(candidate);
+  }
+  if (forced == nullptr || *forced == '\0') return true;
+  for (Isa candidate : kAll) {
+    if (std::strcmp(forced, IsaName(candidate)) != 0) continue;
+    if (IsaSupported(candidate)) {
+      *isa = candidate;
+      return true;
+    }
+    *error = std::string("QKVGEMM_ISA is '") + forced + "', which this processor lacks; it has " + supported +
+             ". Unset QKVGEMM_ISA to use the best.";
+    return false;
+  }
+  *error = std::string("QKVGEMM_ISA is '") + forced +
+           "', expected one of scalar, avx2, avx512 (this processor has " + supported +
+           "). Unset QKVGEMM_ISA to use the best.";
+  return false;
+}
+
+const Kernels& KernelsOf(Isa isa) {
+#if defined(__x86_64__)
+  if (isa == Isa::kAvx512) return Avx512Kernels();
+  if (isa == Isa::kAvx2) return Avx2Kernels();
+#endif
+  (void)isa;
+  return ScalarKernels();
+}
+
+}  // namespace qkvgemm::cpu

@@ -1,0 +1,65 @@
+// How a problem is tiled and spread over threads on the CPU: a pure function, so that it can be printed and
+// tested without running anything.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "ops/cpu/qkv_gemm_cpu.h"
+#include "ops/problem.h"
+
+namespace qkvgemm::cpu {
+
+// The register tile of an instruction set: `nr` columns (two vectors) by up to `mr` rows of accumulators.
+struct Tile {
+  int nr;
+  int mr;
+};
+
+constexpr Tile TileOf(Isa isa) {
+  switch (isa) {
+    case Isa::kAvx512:
+      return {32, 14};  // 28 of 32 registers accumulate, 2 hold W, rows are broadcast from memory
+    case Isa::kAvx2:
+      return {16, 6};  // 12 of 16 registers accumulate, 2 hold W, 1 a broadcast row
+    case Isa::kScalar:
+      break;
+  }
+  return {8, 4};
+}
+
+constexpr int kMaxNr = 32;
+// Rows of W that one pass of the micro-kernel takes for large M. 256 rows of 32 float columns are 32 KB: the
+// widened copy of low-precision weights stays in the first two cache levels while every row tile reads it.
+constexpr int kKBlock = 256;
+// Rows of the input normalised at a time: bounds the scratch (640 * K * 4 bytes) and the accumulators that a
+// task keeps on its stack (640 * 32 * 4 bytes = 80 KB), and is large enough that W is read from memory
+// rarely.
+constexpr int kMaxRowBlock = 640;
+
+struct Plan {
+  Tile tile;
+  int64_t panels;      // column panels of W, `nr` wide, the last one padded
+  int64_t row_blocks;  // passes over W
+  int64_t block_rows;  // rows in each pass, except a shorter last one
+  int64_t gemm_tasks;  // contiguous ranges of panels
+  bool parallel_norm;  // normalise row tiles in parallel; else the calling thread does it
+  bool widen;          // more rows than one register tile: widen W to float once per K block and reuse it
+};
+
+Plan MakePlan(const Problem& problem, Isa isa, int threads);
+std::string ToString(const Plan& plan);
+
+// Row tiles of a block are as equal as possible: 15 rows are 8 + 7, not 14 + 1, whose last tile would wait
+// for the latency of its few accumulators.
+struct RowTiles {
+  int64_t rows;
+  int64_t count;
+  RowTiles(int64_t rows_in, int mr) : rows(rows_in), count((rows_in + mr - 1) / mr) {}
+  int64_t Begin(int64_t tile) const {
+    const int64_t base = rows / count, extra = rows % count;
+    return tile * base + (tile < extra ? tile : extra);
+  }
+};
+
+}  // namespace qkvgemm::cpu
