@@ -59,7 +59,7 @@ struct Operands {
   const void* scale = nullptr;       // see ScaleLayout
   const void* zero_point = nullptr;  // int8, laid out as scale
   void* norm = nullptr;              // T [m, k]
-  void* const* y = nullptr;          // num_splits pointers: T [m, splits[i]]
+  void* const* y = nullptr;          // num_splits pointers: T [m, splits[i]]; null: not wanted
 };
 
 }  // namespace qkvgemm

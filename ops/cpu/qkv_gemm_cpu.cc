@@ -80,7 +80,7 @@ void Store(const Problem& p, const Operands& o, const Kernels& kernels, int64_t 
     const int64_t width = p.splits[s];
     const int64_t begin = std::max(split_begin, first);
     const int64_t end = std::min(split_begin + width, first + columns);
-    for (int64_t r = 0; begin < end && r < rows; ++r) {
+    for (int64_t r = 0; o.y[s] != nullptr && begin < end && r < rows; ++r) {
       kernels.from_float(p.t, c + r * nr + (begin - first),
                          At(o.y[s], (first_row + r) * width + (begin - split_begin), p.t), end - begin);
     }

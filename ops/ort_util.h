@@ -1,0 +1,84 @@
+// Small helpers over ONNX Runtime's C API: statuses become exceptions inside the library, and exceptions
+// become statuses at its border.
+#pragma once
+
+#include <onnxruntime_c_api.h>
+
+#include <exception>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "ops/contract.h"
+
+namespace qkvgemm {
+
+// The oldest API that has all that is used here (ONNX Runtime 1.17); stamped on the op, because a runtime
+// refuses an op with a version newer than its own.
+constexpr uint32_t kApiVersion = 17;
+
+// An OrtStatus on its way to the border; owned by whoever catches it.
+struct StatusError {
+  OrtStatus* status;
+};
+
+inline void ThrowIfError(OrtStatus* status) {
+  if (status != nullptr) throw StatusError{status};
+}
+
+// Runs fn; whatever it throws comes back as a status that begins with `where`.
+template <typename Fn>
+OrtStatus* Guard(const OrtApi& api, const std::string& where, const Fn& fn) noexcept {
+  try {
+    fn();
+    return nullptr;
+  } catch (const StatusError& e) {
+    return e.status;
+  } catch (const ContractError& e) {
+    try {
+      return api.CreateStatus(ORT_INVALID_ARGUMENT, (where + ": " + e.message).c_str());
+    } catch (...) {
+      return api.CreateStatus(ORT_INVALID_ARGUMENT, e.message.c_str());
+    }
+  } catch (const std::bad_alloc&) {
+    return api.CreateStatus(ORT_FAIL, "com.deepspeed.QKVGemm: out of memory");
+  } catch (const std::exception& e) {
+    return api.CreateStatus(ORT_RUNTIME_EXCEPTION, e.what());
+  } catch (...) {
+    return api.CreateStatus(ORT_RUNTIME_EXCEPTION, "com.deepspeed.QKVGemm: unexpected error");
+  }
+}
+
+// Element type and dimensions of `info`, which stays the caller's.
+inline TensorInfo ReadInfo(const OrtApi& api, const OrtTensorTypeAndShapeInfo* info) {
+  TensorInfo t;
+  t.present = true;
+  size_t rank = 0;
+  ThrowIfError(api.GetTensorElementType(info, &t.type));
+  ThrowIfError(api.GetDimensionsCount(info, &rank));
+  t.dims.resize(rank);
+  ThrowIfError(api.GetDimensions(info, t.dims.data(), rank));
+  return t;
+}
+
+inline TensorInfo ReadInfo(const OrtApi& api, const OrtValue* value) {
+  if (value == nullptr) return {};
+  OrtTensorTypeAndShapeInfo* info = nullptr;
+  ThrowIfError(api.GetTensorTypeAndShape(value, &info));
+  struct Release {
+    const OrtApi& api;
+    OrtTensorTypeAndShapeInfo* info;
+    ~Release() { api.ReleaseTensorTypeAndShapeInfo(info); }
+  } release{api, info};
+  return ReadInfo(api, static_cast<const OrtTensorTypeAndShapeInfo*>(info));
+}
+
+// Tensors are read through a function that is not const in the C API; nothing is written.
+inline const void* ReadData(const OrtApi& api, const OrtValue* value) {
+  if (value == nullptr) return nullptr;
+  void* data = nullptr;
+  ThrowIfError(api.GetTensorMutableData(const_cast<OrtValue*>(value), &data));
+  return data;
+}
+
+}  // namespace qkvgemm

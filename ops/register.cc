@@ -1,0 +1,119 @@
+// The library's one exported function, and the table of what it registers.
+#include <onnxruntime_c_api.h>
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "ops/contract.h"
+#include "ops/cpu_kernel.h"
+#include "ops/ort_util.h"
+#include "ops/shape_inference.h"
+
+namespace qkvgemm {
+namespace {
+
+// One per runtime: a process may hold several copies of ONNX Runtime, each with its own table, and shape
+// inference gets nothing but the op.
+struct Op : OrtCustomOp {
+  const OrtApi* api;
+};
+
+OrtStatus* ORT_API_CALL CreateCpuKernel(const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* info,
+                                        void** kernel) {
+  *kernel = nullptr;
+  std::string where = "com.deepspeed.QKVGemm";
+  if (OrtStatus* status = Guard(*api, where, [&] { where = WhereOf(*api, info); })) return status;
+  return Guard(*api, where, [&] { *kernel = new CpuKernel(*api, info); });
+}
+
+OrtStatus* ORT_API_CALL ComputeCpu(void* kernel, OrtKernelContext* context) {
+  return static_cast<const CpuKernel*>(kernel)->Compute(context);
+}
+
+void DescribeQkvGemm(Op& op) {
+  using Self = const OrtCustomOp*;
+  op.GetName = [](Self) { return "QKVGemm"; };
+  op.GetStartVersion = [](Self) { return 1; };
+  op.GetEndVersion = [](Self) { return 1; };
+
+  // Element types are the contract's business: inputs are declared as any type and checked with the shapes.
+  op.GetInputTypeCount = [](Self) { return static_cast<size_t>(kInputCount); };
+  op.GetInputType = [](Self, size_t) { return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED; };
+  op.GetInputCharacteristic = [](Self, size_t i) {
+    return i <= kWeight ? OrtCustomOpInputOutputCharacteristic::INPUT_OUTPUT_REQUIRED
+                        : OrtCustomOpInputOutputCharacteristic::INPUT_OUTPUT_OPTIONAL;
+  };
+  op.GetInputMemoryType = [](Self, size_t) { return OrtMemTypeDefault; };
+  op.GetVariadicInputMinArity = [](Self) { return 0; };
+  op.GetVariadicInputHomogeneity = [](Self) { return 0; };
+
+  // y, norm, and any number of further splits.
+  op.GetOutputTypeCount = [](Self) -> size_t { return 3; };
+  op.GetOutputType = [](Self, size_t) { return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED; };
+  op.GetOutputCharacteristic = [](Self, size_t i) {
+    return i == 0   ? OrtCustomOpInputOutputCharacteristic::INPUT_OUTPUT_REQUIRED
+           : i == 1 ? OrtCustomOpInputOutputCharacteristic::INPUT_OUTPUT_OPTIONAL
+                    : OrtCustomOpInputOutputCharacteristic::INPUT_OUTPUT_VARIADIC;
+  };
+  op.GetVariadicOutputMinArity = [](Self) { return 0; };
+  op.GetVariadicOutputHomogeneity = [](Self) { return 0; };
+  op.InferOutputShapeFn = [](Self self, OrtShapeInferContext* context) {
+    return InferShapes(*static_cast<const Op*>(self)->api, context);
+  };
+}
+
+void DescribeCpu(Op& op) {
+  DescribeQkvGemm(op);
+  op.GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };  // the CPU's
+  op.CreateKernelV2 = CreateCpuKernel;
+  op.KernelComputeV2 = ComputeCpu;
+  op.KernelDestroy = [](void* kernel) { delete static_cast<CpuKernel*>(kernel); };
+}
+
+// What the library registers: one row per execution provider.
+constexpr void (*kTable[])(Op&) = {
+    DescribeCpu,
+};
+
+// The ops for one runtime. Never released: ONNX Runtime keeps pointers to them for as long as any session
+// lives.
+const std::vector<std::unique_ptr<Op>>& OpsOf(const OrtApi* api) {
+  static auto* const mutex = new std::mutex;
+  static auto* const all = new std::map<const OrtApi*, std::vector<std::unique_ptr<Op>>>;
+  const std::lock_guard lock(*mutex);
+  auto& ops = (*all)[api];
+  if (ops.empty()) {
+    for (const auto describe : kTable) {
+      auto op = std::make_unique<Op>();
+      op->version = kApiVersion;
+      op->api = api;
+      describe(*op);
+      ops.push_back(std::move(op));
+    }
+  }
+  return ops;
+}
+
+}  // namespace
+}  // namespace qkvgemm
+
+extern "C" __attribute__((visibility("default"))) OrtStatus* ORT_API_CALL
+RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
+  using namespace qkvgemm;
+  const OrtApi* api = base->GetApi(kApiVersion);
+  if (api == nullptr) {
+    const std::string message = "com.deepspeed.QKVGemm needs ONNX Runtime 1." + std::to_string(kApiVersion) +
+                                " or newer, this is " + base->GetVersionString();
+    return base->GetApi(1)->CreateStatus(ORT_NOT_IMPLEMENTED, message.c_str());
+  }
+  return Guard(*api, "com.deepspeed.QKVGemm", [&] {
+    // The options keep a pointer to the domain, and sessions keep the options' list: it is left to live on.
+    OrtCustomOpDomain* domain = nullptr;
+    ThrowIfError(api->CreateCustomOpDomain("com.deepspeed", &domain));
+    for (const auto& op : OpsOf(api)) ThrowIfError(api->CustomOpDomain_Add(domain, op.get()));
+    ThrowIfError(api->AddCustomOpDomain(options, domain));
+  });
+}
