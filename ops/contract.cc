@@ -112,6 +112,13 @@ void CheckAttributes(const Attributes& a) {
            std::to_string(i));
 }
 
+void CheckSplits(const Attributes& a, int64_t n) {
+  const int64_t sum = std::accumulate(a.splits.begin(), a.splits.end(), int64_t{0});
+  if (!a.splits.empty() && sum != n)
+    Fail("attribute 'splits': expected widths that sum to N = " + std::to_string(n) + ", found " +
+         ShapeName(a.splits) + ", sum " + std::to_string(sum));
+}
+
 size_t OutputSlots(const Attributes& a) {
   if (a.splits.size() > 1) return SlotOfSplit(a.splits.size() - 1) + 1;
   return a.emit_norm ? kNormSlot + 1 : 1;
@@ -198,10 +205,7 @@ Problem FullProblem(const Attributes& a, const TensorInfo (&inputs)[kInputCount]
   }
   if (inputs[kBias].present) p.bias_type = VectorType(kBias, inputs[kBias], x.type, p.n, "N");
   *splits = a.splits.empty() ? std::vector<int64_t>{p.n} : a.splits;
-  const int64_t sum = std::accumulate(splits->begin(), splits->end(), int64_t{0});
-  if (sum != p.n)
-    Fail("attribute 'splits': expected widths that sum to N = " + std::to_string(p.n) + ", found " +
-         ShapeName(*splits) + ", sum " + std::to_string(sum));
+  CheckSplits(a, p.n);
   p.splits = splits->data();
   p.num_splits = static_cast<int64_t>(splits->size());
   return p;

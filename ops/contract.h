@@ -46,6 +46,8 @@ struct ContractError {
 NormType ParseNormType(const std::string& name);
 // Checks that concern the attributes alone.
 void CheckAttributes(const Attributes& attributes);
+// The widths of the splits sum to N.
+void CheckSplits(const Attributes& attributes, int64_t n);
 // Output slots that these attributes call for: 1, 2 (emit_norm), or 1 + number of splits.
 size_t OutputSlots(const Attributes& attributes);
 

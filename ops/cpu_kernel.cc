@@ -117,6 +117,7 @@ void CpuKernel::PackConstantWeights(const OrtKernelInfo* info, size_t input_coun
     infos[i] = ReadInfo(api_, values[i]);
   }
   const Problem problem = WeightProblem(attributes_, infos[kWeight], infos[kScale], infos[kZeroPoint]);
+  CheckSplits(attributes_, problem.n);  // here, where it can be known before the first run
   Operands operands;
   operands.weight = ReadData(api_, values[kWeight]);
   operands.scale = ReadData(api_, values[kScale]);

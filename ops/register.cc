@@ -50,13 +50,13 @@ void DescribeQkvGemm(Op& op) {
   op.GetVariadicInputMinArity = [](Self) { return 0; };
   op.GetVariadicInputHomogeneity = [](Self) { return 0; };
 
-  // y, norm, and any number of further splits.
-  op.GetOutputTypeCount = [](Self) -> size_t { return 3; };
+  // y; then norm and any number of further splits. (An optional output before a variadic one would be
+  // required: a variadic parameter raises the schema's minimum to its own position.)
+  op.GetOutputTypeCount = [](Self) -> size_t { return 2; };
   op.GetOutputType = [](Self, size_t) { return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED; };
   op.GetOutputCharacteristic = [](Self, size_t i) {
-    return i == 0   ? OrtCustomOpInputOutputCharacteristic::INPUT_OUTPUT_REQUIRED
-           : i == 1 ? OrtCustomOpInputOutputCharacteristic::INPUT_OUTPUT_OPTIONAL
-                    : OrtCustomOpInputOutputCharacteristic::INPUT_OUTPUT_VARIADIC;
+    return i == 0 ? OrtCustomOpInputOutputCharacteristic::INPUT_OUTPUT_REQUIRED
+                  : OrtCustomOpInputOutputCharacteristic::INPUT_OUTPUT_VARIADIC;
   };
   op.GetVariadicOutputMinArity = [](Self) { return 0; };
   op.GetVariadicOutputHomogeneity = [](Self) { return 0; };

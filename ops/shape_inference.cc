@@ -1,7 +1,6 @@
 #include "ops/shape_inference.h"
 
 #include <memory>
-#include <numeric>
 
 #include "ops/attributes.h"
 #include "ops/contract.h"
@@ -65,10 +64,7 @@ OrtStatus* InferShapes(const OrtApi& api, OrtShapeInferContext* context) noexcep
                           ", as weight " + ShapeName(weight.dims) + " has it, found " +
                           ShapeName(input.dims)};
     std::vector<int64_t> splits = attributes.splits.empty() ? std::vector<int64_t>{n} : attributes.splits;
-    const int64_t sum = std::accumulate(splits.begin(), splits.end(), int64_t{0});
-    if (!attributes.splits.empty() && n >= 0 && sum != n)
-      throw ContractError{"attribute 'splits': expected widths that sum to N = " + std::to_string(n) +
-                          ", found " + ShapeName(splits) + ", sum " + std::to_string(sum)};
+    if (n >= 0) CheckSplits(attributes, n);
     for (size_t s = 0; s < splits.size(); ++s)
       SetOutput(api, context, SlotOfSplit(s), input, names, splits[s], splits[s] < 0 ? n_name : "");
     if (attributes.emit_norm)

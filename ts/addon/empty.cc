@@ -1,2 +1,0 @@
-#include <node_api.h>
-NAPI_MODULE_INIT() { (void)env; return exports; }

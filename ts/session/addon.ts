@@ -1,0 +1,113 @@
+import { createRequire } from 'node:module';
+import path from 'node:path';
+import { QkvGemmError } from '../errors.js';
+import { findBinary } from './library.js';
+
+/** One copy of ONNX Runtime in this process. */
+export interface LoadedRuntime {
+  /** Path of its shared library. */
+  path: string;
+  /** Its release, e.g. `1.29.0`. */
+  version: string;
+  /** Its sessions can register custom-op libraries. */
+  hooked: boolean;
+  /** Why not, where `hooked` is false. */
+  problem: string;
+}
+
+interface Addon {
+  install(): LoadedRuntime[];
+  uninstall(): number;
+}
+
+/** onnxruntime-node before this does not accept the op's dynamic types. */
+export const OLDEST_RUNTIME = '1.22.0';
+
+const require = createRequire(import.meta.url);
+let addon: Addon | undefined;
+
+function loadAddon(): Addon {
+  if (addon) return addon;
+  if (process.platform !== 'linux') {
+    throw new QkvGemmError(
+      'RUNTIME_UNSUPPORTED',
+      `Loading custom-op libraries into onnxruntime-node works on Linux (x64, arm64); this is ${process.platform}-${process.arch}. ` +
+        'A rewritten model runs here without the library, through its function body.',
+    );
+  }
+  const file = findBinary('qkvgemm_session.node');
+  try {
+    addon = require(file) as Addon;
+    return addon;
+  } catch (error) {
+    throw new QkvGemmError(
+      'LIBRARY_LOAD_FAILED',
+      `The addon '${file}' could not be loaded: ${error instanceof Error ? error.message : String(error)}. ` +
+        'Rebuild it with `npm run build`.',
+      { cause: error },
+    );
+  }
+}
+
+/** Is release `a` older than release `b`? Compares major, minor and patch. */
+export function isOlder(a: string, b: string): boolean {
+  const [x, y] = [a, b].map((v) => v.split('.').map((part) => Number.parseInt(part, 10) || 0)) as [
+    number[],
+    number[],
+  ];
+  for (let i = 0; i < 3; i++) {
+    const difference = (x[i] ?? 0) - (y[i] ?? 0);
+    if (difference !== 0) return difference < 0;
+  }
+  return false;
+}
+
+/** Loads onnxruntime-node: the one this package sees, or the one of the current folder. */
+function loadOnnxruntime(): void {
+  const attempts: string[] = [];
+  for (const from of [import.meta.url, path.join(process.cwd(), 'noop.js')]) {
+    try {
+      createRequire(from)('onnxruntime-node');
+      return;
+    } catch (error) {
+      attempts.push(
+        `  from ${from}: ${error instanceof Error ? (error.message.split('\n')[0] ?? '') : String(error)}`,
+      );
+    }
+  }
+  throw new QkvGemmError(
+    'RUNTIME_UNSUPPORTED',
+    `onnxruntime-node is not loaded and could not be:\n${attempts.join('\n')}\n` +
+      `Install it (npm install onnxruntime-node, ${OLDEST_RUNTIME} or newer) or import it before this call.`,
+  );
+}
+
+/**
+ * Makes every copy of ONNX Runtime that is loaded by now able to register custom-op libraries, loading onnxruntime-node
+ * first if none is. Idempotent; cheap enough to call for each session.
+ */
+export function installSessionHook(): LoadedRuntime[] {
+  const native = loadAddon();
+  let runtimes = native.install();
+  if (runtimes.length === 0) {
+    loadOnnxruntime();
+    runtimes = native.install();
+  }
+  if (runtimes.some((runtime) => runtime.hooked && !isOlder(runtime.version, OLDEST_RUNTIME)))
+    return runtimes;
+  const found = runtimes
+    .map((r) => `  ${r.path}: ONNX Runtime ${r.version || '?'}${r.problem ? ` (${r.problem})` : ''}`)
+    .join('\n');
+  throw new QkvGemmError(
+    'RUNTIME_UNSUPPORTED',
+    `Custom ops need onnxruntime-node ${OLDEST_RUNTIME} or newer. ` +
+      (found
+        ? `Loaded:\n${found}\nUpgrade it: npm install onnxruntime-node@latest`
+        : 'No ONNX Runtime is loaded.'),
+  );
+}
+
+/** Undoes `installSessionHook`: ONNX Runtime's own functions are back. Returns how many copies that concerned. */
+export function uninstallSessionHook(): number {
+  return addon ? addon.uninstall() : 0;
+}
