@@ -1,0 +1,148 @@
+/** GraphProto: its fields in order, nodes and tensors as views, and the edits that a rewrite makes. */
+import { Node } from './node.js';
+import { Tensor } from './tensor.js';
+import { integer, integers, MessageWriter, readFields, text, type Field } from './wire.js';
+
+const FIELD = { node: 1, initializer: 5, input: 11, output: 12, valueInfo: 13, sparseInitializer: 15 } as const;
+
+/** Element type and shape that the graph states for a value; a dimension is -1 where it is symbolic or unknown. */
+export interface ValueInfo {
+  name: string;
+  type: number | undefined;
+  dims: number[] | undefined;
+}
+
+interface Entry<T> {
+  field: Field;
+  view: T;
+}
+
+export class Graph {
+  private readonly fields: Field[];
+  private readonly nodeEntries: Entry<Node>[] = [];
+  readonly initializers = new Map<string, Tensor>();
+  readonly inputs: ValueInfo[] = [];
+  readonly outputs: ValueInfo[] = [];
+  readonly valueInfos = new Map<string, ValueInfo>();
+
+  // Edits; all are applied when the graph is encoded.
+  private readonly removedNodes = new Set<Node>();
+  private readonly insertedBefore = new Map<Node, Uint8Array[]>();
+  private readonly removedInitializers = new Set<string>();
+  private readonly removedValueInfos = new Set<string>();
+  private readonly removedInputs = new Set<string>();
+  private readonly addedInitializers: Uint8Array[][] = [];
+
+  /** @param message a GraphProto's bytes. */
+  constructor(message: Uint8Array) {
+    this.fields = readFields(message, 'the graph');
+    for (const field of this.fields) {
+      if (field.number === FIELD.node) {
+        this.nodeEntries.push({ field, view: new Node(field.value, `node ${this.nodeEntries.length}`) });
+      } else if (field.number === FIELD.initializer) {
+        const tensor = new Tensor(field.value, `initializer ${this.initializers.size}`);
+        this.initializers.set(tensor.name, tensor);
+      } else if (field.number === FIELD.input) {
+        this.inputs.push(readValueInfo(field.value));
+      } else if (field.number === FIELD.output) {
+        this.outputs.push(readValueInfo(field.value));
+      } else if (field.number === FIELD.valueInfo) {
+        const info = readValueInfo(field.value);
+        this.valueInfos.set(info.name, info);
+      }
+    }
+  }
+
+  get nodes(): Node[] {
+    return this.nodeEntries.map((entry) => entry.view);
+  }
+
+  removeNode(node: Node): void {
+    this.removedNodes.add(node);
+  }
+
+  /** Puts a node (NodeProto bytes) before one that is in the graph, even if that one is removed. */
+  insertNode(before: Node, message: Uint8Array): void {
+    const list = this.insertedBefore.get(before) ?? [];
+    list.push(message);
+    this.insertedBefore.set(before, list);
+  }
+
+  /** @param parts a TensorProto's bytes. */
+  addInitializer(parts: Uint8Array[]): void {
+    this.addedInitializers.push(parts);
+  }
+
+  removeInitializer(name: string): void {
+    this.removedInitializers.add(name);
+  }
+
+  removeValueInfo(name: string): void {
+    this.removedValueInfos.add(name);
+  }
+
+  removeInput(name: string): void {
+    this.removedInputs.add(name);
+  }
+
+  get changed(): boolean {
+    return (
+      this.removedNodes.size + this.insertedBefore.size + this.removedInitializers.size + this.removedInputs.size > 0 ||
+      this.addedInitializers.length + this.removedValueInfos.size > 0
+    );
+  }
+
+  /** The graph with its edits: untouched fields are the original bytes, in the original order. */
+  encode(): Uint8Array[] {
+    const writer = new MessageWriter();
+    const nodeOf = new Map(this.nodeEntries.map((entry) => [entry.field, entry.view]));
+    const lastInitializer = this.fields.findLastIndex((field) => field.number === FIELD.initializer);
+    const lastNode = this.fields.findLastIndex((field) => field.number === FIELD.node);
+    const addInitializersAfter = lastInitializer >= 0 ? lastInitializer : lastNode;
+    this.fields.forEach((field, index) => {
+      if (!this.isRemoved(field, nodeOf, writer)) writer.copy(field.span);
+      if (index === addInitializersAfter) {
+        for (const parts of this.addedInitializers) writer.bytes(FIELD.initializer, parts);
+      }
+    });
+    return writer.parts();
+  }
+
+  private isRemoved(field: Field, nodeOf: Map<Field, Node>, writer: MessageWriter): boolean {
+    switch (field.number) {
+      case FIELD.node: {
+        const node = nodeOf.get(field);
+        if (!node) return false;
+        for (const message of this.insertedBefore.get(node) ?? []) writer.bytes(FIELD.node, message);
+        return this.removedNodes.has(node);
+      }
+      case FIELD.initializer:
+        return this.removedInitializers.size > 0 && this.removedInitializers.has(new Tensor(field.value, 'initializer').name);
+      case FIELD.valueInfo:
+        return this.removedValueInfos.size > 0 && this.removedValueInfos.has(readValueInfo(field.value).name);
+      case FIELD.input:
+        return this.removedInputs.size > 0 && this.removedInputs.has(readValueInfo(field.value).name);
+      default:
+        return false;
+    }
+  }
+}
+
+/** ValueInfoProto: name 1, type 2 { tensor_type 1 { elem_type 1, shape 2 { dim 1 { dim_value 1 } } } }. */
+function readValueInfo(message: Uint8Array): ValueInfo {
+  const where = 'a value info';
+  const fields = readFields(message, where);
+  const child = (list: Field[], number: number): Field[] | undefined => {
+    const field = list.find((f) => f.number === number);
+    return field && readFields(field.value, where);
+  };
+  const nameField = fields.find((f) => f.number === 1);
+  const type = child(fields, 2);
+  const tensor = type && child(type, 1);
+  const elem = tensor?.find((f) => f.number === 1);
+  const shape = tensor && child(tensor, 2);
+  const dims = shape
+    ?.filter((f) => f.number === 1)
+    .map((dim) => integers(readFields(dim.value, where), 1)[0] ?? -1);
+  return { name: nameField ? text(nameField) : '', type: elem && integer(elem), dims };
+}

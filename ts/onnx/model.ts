@@ -1,0 +1,90 @@
+/** ModelProto: the outermost message. A model in which nothing changes comes out byte for byte. */
+import { QkvGemmError } from '../errors.js';
+import { Graph } from './graph.js';
+import { integer, MessageWriter, readFields, text, type Field } from './wire.js';
+
+const FIELD = { irVersion: 1, graph: 7, opsetImport: 8, functions: 25 } as const;
+
+export class Model {
+  private readonly fields: Field[];
+  readonly irVersion: number;
+  /** Domain ('' for ONNX's own) to version. */
+  readonly opsets = new Map<string, number>();
+  /** `domain:name` of the model-local functions. */
+  readonly functions: string[] = [];
+  readonly graph: Graph;
+  private newIrVersion: number;
+  private readonly addedOpsets: { domain: string; version: number }[] = [];
+  private readonly addedFunctions: Uint8Array[] = [];
+
+  /** @throws QkvGemmError `INVALID_MODEL` for bytes that are no ONNX model. */
+  constructor(readonly bytes: Uint8Array) {
+    this.fields = readFields(bytes, 'the model');
+    const last = (number: number): Field | undefined => this.fields.findLast((field) => field.number === number);
+    const ir = last(FIELD.irVersion);
+    const graph = last(FIELD.graph);
+    if (!ir || !graph || graph.wire !== 2) {
+      throw new QkvGemmError(
+        'INVALID_MODEL',
+        `Not a valid ONNX model: it has no ${ir ? 'graph' : 'ir_version'}. The file may be truncated or something else than ONNX.`,
+      );
+    }
+    this.irVersion = this.newIrVersion = integer(ir);
+    for (const field of this.fields) {
+      if (field.number === FIELD.opsetImport) {
+        const parts = readFields(field.value, 'an opset import');
+        const domain = parts.find((f) => f.number === 1);
+        const version = parts.find((f) => f.number === 2);
+        const name = domain ? text(domain) : '';
+        this.opsets.set(name === 'ai.onnx' ? '' : name, version ? integer(version) : 0);
+      } else if (field.number === FIELD.functions) {
+        const parts = readFields(field.value, 'a function');
+        const [name, domain] = [1, 10].map((number) => parts.find((f) => f.number === number));
+        this.functions.push(`${domain ? text(domain) : ''}:${name ? text(name) : ''}`);
+      }
+    }
+    this.graph = new Graph(graph.value);
+  }
+
+  /** Raises the IR version to at least this. */
+  requireIrVersion(version: number): void {
+    this.newIrVersion = Math.max(this.newIrVersion, version);
+  }
+
+  addOpset(domain: string, version: number): void {
+    if (!this.opsets.has(domain)) this.addedOpsets.push({ domain, version });
+  }
+
+  /** @param message a FunctionProto's bytes. */
+  addFunction(message: Uint8Array): void {
+    this.addedFunctions.push(message);
+  }
+
+  get resultingIrVersion(): number {
+    return this.newIrVersion;
+  }
+
+  /** The model's bytes, in parts that refer to the original where nothing changed. */
+  encode(): Uint8Array[] {
+    const untouched =
+      !this.graph.changed &&
+      this.newIrVersion === this.irVersion &&
+      this.addedOpsets.length === 0 &&
+      this.addedFunctions.length === 0;
+    if (untouched) return [this.bytes];
+    const writer = new MessageWriter();
+    const lastOpset = this.fields.findLastIndex((field) => field.number === FIELD.opsetImport);
+    this.fields.forEach((field, index) => {
+      if (field.number === FIELD.irVersion) writer.integer(FIELD.irVersion, this.newIrVersion);
+      else if (field.number === FIELD.graph && this.graph.changed) writer.bytes(FIELD.graph, this.graph.encode());
+      else writer.copy(field.span);
+      if (index === lastOpset) {
+        for (const { domain, version } of this.addedOpsets) {
+          writer.bytes(FIELD.opsetImport, new MessageWriter().string(1, domain).integer(2, version).finish());
+        }
+      }
+    });
+    for (const message of this.addedFunctions) writer.bytes(FIELD.functions, message);
+    return writer.parts();
+  }
+}

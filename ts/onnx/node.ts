@@ -1,0 +1,142 @@
+/** NodeProto: names at once, attributes when asked for. */
+import onnxProto from 'onnx-proto';
+import { MessageWriter, readFields, text } from './wire.js';
+import { Tensor } from './tensor.js';
+
+/** An attribute's value, of the kinds that rules look at. */
+export interface Attribute {
+  float?: number;
+  integer?: number;
+  string?: string;
+  integers?: number[];
+  floats?: number[];
+  tensor?: Tensor;
+  /** GraphProto bytes of `g` and `graphs`. */
+  graphs: Uint8Array[];
+}
+
+const AttributeType = { float: 1, int: 2, string: 3, tensor: 4, graph: 5, floats: 6, ints: 7, graphs: 10 };
+
+export class Node {
+  readonly inputs: string[] = [];
+  readonly outputs: string[] = [];
+  readonly name: string = '';
+  readonly opType: string = '';
+  readonly domain: string = '';
+  private readonly attributeSpans: Uint8Array[] = [];
+  private decoded: Map<string, Attribute> | undefined;
+
+  /** @param message a NodeProto's bytes. */
+  constructor(
+    readonly message: Uint8Array,
+    private readonly where: string,
+  ) {
+    for (const field of readFields(message, where)) {
+      if (field.number === 1) this.inputs.push(text(field));
+      else if (field.number === 2) this.outputs.push(text(field));
+      else if (field.number === 3) this.name = text(field);
+      else if (field.number === 4) this.opType = text(field);
+      else if (field.number === 5) this.attributeSpans.push(field.value);
+      else if (field.number === 7) this.domain = text(field);
+    }
+    if (this.domain === 'ai.onnx') this.domain = '';
+  }
+
+  /** For messages: the name, or the op type with the first output. */
+  get label(): string {
+    return this.name || `${this.opType} -> ${this.outputs.find((name) => name !== '') ?? ''}`;
+  }
+
+  is(opType: string, domain = ''): boolean {
+    return this.opType === opType && this.domain === domain;
+  }
+
+  get attributes(): ReadonlyMap<string, Attribute> {
+    this.decoded ??= new Map(this.attributeSpans.map((span) => decodeAttribute(span, this.where)));
+    return this.decoded;
+  }
+
+  /** An int attribute, or its default. */
+  integer(name: string, otherwise: number): number {
+    return this.attributes.get(name)?.integer ?? otherwise;
+  }
+
+  /** A float attribute, or its default. */
+  float(name: string, otherwise: number): number {
+    return this.attributes.get(name)?.float ?? otherwise;
+  }
+
+  integers(name: string): number[] | undefined {
+    return this.attributes.get(name)?.integers;
+  }
+}
+
+function decodeAttribute(span: Uint8Array, where: string): [string, Attribute] {
+  const fields = readFields(span, `an attribute of ${where}`);
+  // Tensors and graphs are kept as bytes; the small rest is decoded by the schema's own code.
+  const nested = (number: number): Uint8Array[] => fields.filter((f) => f.number === number).map((f) => f.value);
+  const flat = new MessageWriter();
+  for (const field of fields) if (![5, 6, 10, 11].includes(field.number)) flat.copy(field.span);
+  const proto = onnxProto.onnx.AttributeProto.decode(flat.finish());
+  const result: Attribute = { graphs: [...nested(6), ...nested(11)] };
+  const kind = Number(proto.type);
+  const has = (type: number, present: boolean): boolean => kind === type || (kind === 0 && present);
+  if (has(AttributeType.float, proto.f !== 0)) result.float = proto.f;
+  if (has(AttributeType.int, Number(proto.i) !== 0)) result.integer = Number(proto.i);
+  if (has(AttributeType.string, proto.s.length > 0)) result.string = new TextDecoder().decode(proto.s);
+  if (has(AttributeType.ints, proto.ints.length > 0)) result.integers = proto.ints.map(Number);
+  if (has(AttributeType.floats, proto.floats.length > 0)) result.floats = [...proto.floats];
+  const tensor = nested(5)[0];
+  if (tensor) result.tensor = new Tensor(tensor, `a tensor of ${where}`);
+  return [proto.name, result];
+}
+
+/** What a new node may carry as attributes. */
+export type AttributeValue = { float: number } | { integer: number } | { string: string } | { integers: readonly number[] };
+
+/** AttributeProto bytes. `ref`: instead of a value, the name of the enclosing function's attribute. */
+export function encodeAttribute(name: string, value: AttributeValue, ref?: string): Uint8Array {
+  const writer = new MessageWriter().string(1, name);
+  let type: number;
+  if ('float' in value) {
+    type = AttributeType.float;
+    if (!ref) writer.float(2, value.float);
+  } else if ('integer' in value) {
+    type = AttributeType.int;
+    if (!ref) writer.integer(3, value.integer);
+  } else if ('string' in value) {
+    type = AttributeType.string;
+    if (!ref) writer.string(4, value.string);
+  } else {
+    type = AttributeType.ints;
+    if (!ref) for (const i of value.integers) writer.integer(8, i);
+  }
+  writer.integer(20, type);
+  if (ref) writer.string(21, ref);
+  return writer.finish();
+}
+
+export interface NewNode {
+  opType: string;
+  domain?: string;
+  overload?: string;
+  name?: string;
+  doc?: string;
+  inputs: readonly string[];
+  outputs: readonly string[];
+  attributes?: readonly Uint8Array[];
+}
+
+/** NodeProto bytes. Written by hand, because onnx-proto does not know `overload` (field 8). */
+export function encodeNode(node: NewNode): Uint8Array {
+  const writer = new MessageWriter();
+  for (const input of node.inputs) writer.string(1, input);
+  for (const output of node.outputs) writer.string(2, output);
+  if (node.name) writer.string(3, node.name);
+  writer.string(4, node.opType);
+  for (const attribute of node.attributes ?? []) writer.bytes(5, attribute);
+  if (node.doc) writer.string(6, node.doc);
+  if (node.domain) writer.string(7, node.domain);
+  if (node.overload) writer.string(8, node.overload);
+  return writer.finish();
+}
