@@ -4,6 +4,4 @@ export interface FuseOptions {
   dtype?: 'keep' | 'fp16' | 'bf16' | 'int8';
   /** Put the function body into the model so that it runs where the library is not loaded (default true). */
   fallback?: boolean;
-  /** Folder that external data paths are relative to; taken from the path where the model comes as a path. */
-  baseDir?: string;
 }

@@ -1,0 +1,363 @@
+/** The rewrite: each site becomes one com.deepspeed.QKVGemm node, with a function body beside it. */
+import { QkvGemmError } from '../errors.js';
+import { Model } from '../onnx/model.js';
+import { encodeAttribute, encodeNode, type Node } from '../onnx/node.js';
+import { DataType, encodeTensor, type DataSource } from '../onnx/tensor.js';
+import { concat, MessageWriter, readFields, text } from '../onnx/wire.js';
+import { checkOptions } from '../options.js';
+import { DOMAIN, OP, planFunctions, encodeVector, type Variant } from './function_body.js';
+import { GraphIndex } from './graph_index.js';
+import type { FuseOptions } from './options.js';
+import type { FusedSite, FuseReport, Refusal, WeightType } from './report.js';
+import { findSites, type Site } from './sites.js';
+import { assembleWeights, joinBiases, storedName, vectorOperand } from './weights/assemble.js';
+
+export interface FusedModel {
+  /** The model's bytes, in parts that refer to the input where nothing changed. */
+  parts: Uint8Array[];
+  report: FuseReport;
+}
+
+const DTYPES = ['keep', 'fp16', 'bf16', 'int8'] as const;
+const WEIGHT_TYPES: Record<number, WeightType> = {
+  [DataType.float]: 'float32',
+  [DataType.float16]: 'float16',
+  [DataType.bfloat16]: 'bfloat16',
+  [DataType.int8]: 'int8',
+};
+
+/**
+ * Rewrites a model given as bytes.
+ *
+ * @param source reads external data; without it a model whose fused weights are external is an error.
+ * @throws QkvGemmError `INVALID_MODEL`, `UNSUPPORTED_MODEL`, `EXTERNAL_DATA`, `INVALID_ARGUMENT`.
+ */
+export function fuseModel(bytes: Uint8Array, options: FuseOptions = {}, source?: DataSource): FusedModel {
+  checkOptions('fuse', options, ['dtype', 'fallback']);
+  const dtype = options.dtype ?? 'keep';
+  if (!DTYPES.includes(dtype)) {
+    throw new QkvGemmError('INVALID_ARGUMENT', `fuse: dtype is '${String(dtype)}', expected one of ${DTYPES.join(', ')}.`);
+  }
+  const model = new Model(bytes);
+  const index = new GraphIndex(model);
+  const opsBefore = countOps(model.graph.nodes.map((node) => [node.domain, node.opType]));
+  const { sites, refused } = findSites(index);
+  if (sites.length > 0 && model.functions.includes(`${DOMAIN}:${OP}`)) {
+    throw new QkvGemmError(
+      'UNSUPPORTED_MODEL',
+      `The model already holds the function ${DOMAIN}:${OP}: it has been rewritten before. Rewrite the original instead.`,
+    );
+  }
+  const rewrite = new Rewrite(index, dtype, source);
+  const built: { site: Site; node: BuiltNode }[] = [];
+  for (const site of sites) {
+    const node = rewrite.build(site);
+    if ('reason' in node) refused.push(node);
+    else built.push({ site, node });
+  }
+  const plan = planFunctions(built.map(({ node }) => node.variant));
+  built.forEach(({ site, node }, i) => rewrite.replace(site, node, options.fallback === false ? '' : (plan.overloads[i] ?? '')));
+  const fused = built.map(({ node }) => node.report);
+  if (fused.length > 0) {
+    rewrite.clean();
+    model.addOpset(DOMAIN, 1);
+    if (options.fallback !== false) {
+      for (const { message } of plan.functions) model.addFunction(message);
+      raiseIrVersion(model, plan.irVersion);
+    }
+  }
+  const parts = model.encode();
+  return {
+    parts,
+    report: {
+      fused,
+      refused,
+      opsBefore,
+      opsAfter: rewrite.countOps(opsBefore),
+      bytesBefore: bytes.length,
+      bytesAfter: parts.reduce((sum, part) => sum + part.length, 0),
+      requires: {
+        irVersion: model.resultingIrVersion,
+        onnxruntime: fused.length === 0 ? 'any' : options.fallback === false ? '1.22.0' : plan.onnxruntime,
+      },
+      functions:
+        fused.length === 0 || options.fallback === false
+          ? []
+          : plan.functions.map(({ overload }) => `${DOMAIN}:${OP}${overload ? `:${overload}` : ''}`),
+    },
+  };
+}
+
+/** From IR version 4 on an initialiser among the graph's inputs is one that callers may override; before, it had to be there. */
+function raiseIrVersion(model: Model, version: number): void {
+  if (model.irVersion < 4 && version >= 4) {
+    for (const input of model.graph.inputs) if (model.graph.initializers.has(input.name)) model.graph.removeInput(input.name);
+  }
+  model.requireIrVersion(version);
+}
+
+function opName(domain: string, opType: string): string {
+  return domain === '' ? opType : `${domain}.${opType}`;
+}
+
+function countOps(ops: Iterable<readonly [string, string]>): Record<string, number> {
+  const counts = new Map<string, number>();
+  for (const [domain, opType] of ops) counts.set(opName(domain, opType), (counts.get(opName(domain, opType)) ?? 0) + 1);
+  return Object.fromEntries([...counts].sort(([a], [b]) => (a < b ? -1 : 1)));
+}
+
+/** A fused node before it is put into the graph. */
+interface BuiltNode {
+  name: string;
+  inputs: string[];
+  transposed: boolean;
+  variant: Variant;
+  report: FusedSite;
+  initializers: Uint8Array[][];
+}
+
+/** The edits of one model, and the names that are taken in it. */
+class Rewrite {
+  private readonly names = new Set<string>();
+  private readonly removed = new Set<Node>();
+  private readonly added: [string, string][] = [];
+  /** Names that new nodes read. */
+  private readonly newReads = new Set<string>();
+  /** Readers that now read something else: Shape nodes of a norm's output. */
+  private readonly redirected = new Set<Node>();
+
+  constructor(
+    private readonly index: GraphIndex,
+    private readonly dtype: NonNullable<FuseOptions['dtype']>,
+    private readonly source: DataSource | undefined,
+  ) {
+    const { graph } = index.model;
+    for (const node of graph.nodes) {
+      for (const name of [node.name, ...node.inputs, ...node.outputs]) this.names.add(name);
+      for (const attribute of node.attributes.values()) for (const bytes of attribute.graphs) this.reserve(bytes, 0);
+    }
+    for (const list of [graph.inputs, graph.outputs]) for (const { name } of list) this.names.add(name);
+    for (const name of graph.initializers.keys()) this.names.add(name);
+  }
+
+  /** Names inside subgraphs shadow or read outer ones: none of them is used anew. */
+  private reserve(graph: Uint8Array, depth: number): void {
+    if (depth > 32) return;
+    for (const field of readFields(graph, 'a subgraph')) {
+      if (field.number === 1) {
+        for (const inner of readFields(field.value, 'a node')) {
+          if (inner.number <= 3) this.names.add(text(inner));
+          if (inner.number !== 5) continue;
+          for (const part of readFields(inner.value, 'an attribute')) {
+            if (part.number === 6 || part.number === 11) this.reserve(part.value, depth + 1);
+          }
+        }
+      } else if ([5, 11, 12].includes(field.number)) {
+        const name = readFields(field.value, 'a value').find((f) => f.number === (field.number === 5 ? 8 : 1));
+        if (name) this.names.add(text(name));
+      }
+    }
+  }
+
+  private readonly unique = (base: string): string => {
+    let name = base;
+    for (let i = 1; this.names.has(name); i++) name = `${base}_${i}`;
+    this.names.add(name);
+    return name;
+  };
+
+  build(site: Site): BuiltNode | Refusal {
+    const { norm, projections, type } = site;
+    const name = this.unique(`${norm.node.name || norm.output}/${OP}`);
+    const initializers: Uint8Array[][] = [];
+    const add = (parts: Uint8Array[]): void => void initializers.push(parts);
+    const weights = assembleWeights(this.index, projections, this.dtype, name, this.unique, this.source);
+    if (!weights.ok) {
+      const at = weights.at ? { at: weights.at.label } : {};
+      return { node: norm.node.label, opType: norm.node.opType, rule: norm.rule, reason: weights.reason, ...at };
+    }
+    initializers.push(...weights.value.initializers);
+    const k = projections[0]?.k ?? 0;
+    const n = projections.reduce((sum, p) => sum + p.n, 0);
+    const vector = (constant: typeof norm.gamma, what: string, fill: number): string =>
+      vectorOperand(this.index, constant, { length: k, fill }, type, () => this.unique(`${name}.${what}`), add, this.source);
+    const inputs = [norm.input, weights.value.weight, vector(norm.gamma, 'gamma', 1)];
+    inputs.push(norm.normType === 'layer_norm' ? vector(norm.beta, 'beta', 0) : '');
+    const bias = this.bias(site, name, add);
+    inputs.push(bias ?? '', weights.value.scale ?? '');
+    while (inputs.at(-1) === '') inputs.pop();
+    const splits = projections.map((p) => p.n);
+    return {
+      name,
+      inputs,
+      transposed: weights.value.transposed,
+      initializers,
+      variant: {
+        normType: norm.normType,
+        splits: splits.length,
+        transposed: weights.value.transposed,
+        type,
+        weightType: weights.value.type,
+        bias: bias !== undefined,
+      },
+      report: {
+        node: name,
+        rules: { norm: norm.rule, projection: [...new Set(projections.map((p) => p.rule))].join(', ') },
+        replaced: [...norm.nodes, ...projections.flatMap((p) => p.nodes)].map((node) => node.label),
+        normType: norm.normType,
+        epsilon: norm.epsilon,
+        k,
+        n,
+        splits,
+        emitNorm: false,
+        weightType: WEIGHT_TYPES[weights.value.type] ?? 'float32',
+        ...(weights.value.sqnrDb === undefined ? {} : { weightSqnrDb: weights.value.sqnrDb }),
+      },
+    };
+  }
+
+  private bias({ projections, type }: Site, name: string, add: (parts: Uint8Array[]) => void): string | undefined {
+    const [only] = projections;
+    const existing = only?.bias && storedName(this.index, only.bias);
+    if (projections.length === 1 && only?.bias && existing !== undefined && only.biasFactor === 1) {
+      const { tensor } = only.bias;
+      if (tensor.dims.length === 1 && (tensor.type === type || tensor.type === DataType.float)) return existing;
+    }
+    const values = joinBiases(projections, this.source);
+    if (!values) return undefined;
+    const fresh = this.unique(`${name}.bias`);
+    add([encodeVector(fresh, values)]);
+    return fresh;
+  }
+
+  /** Puts a built node where the norm ended and takes out what it replaces. */
+  replace({ norm, projections }: Site, node: BuiltNode, overload: string): void {
+    const { graph } = this.index.model;
+    const last = this.index.producers.get(norm.output) ?? norm.node;
+    for (const member of [...norm.nodes, ...projections.flatMap((p) => p.nodes)]) {
+      graph.removeNode(member);
+      this.removed.add(member);
+    }
+    for (const parts of node.initializers) graph.addInitializer(parts);
+    this.redirectShapes(norm.output, norm.input);
+    const dead = this.deadAliases(norm.output);
+    const emitNorm =
+      this.index.isGraphOutput(norm.output) ||
+      this.index.readers(norm.output).some((r) => !this.removed.has(r) && !this.redirected.has(r) && !dead.has(r));
+    node.report.emitNorm = emitNorm;
+    const after: Uint8Array[] = [];
+    const results = projections.map((p) => {
+      if (!p.flattened) return p.output;
+      // The product had its leading dimensions joined: the op keeps them, so they are joined here.
+      const value = this.unique(`${p.output}/${OP}`);
+      const shape = this.unique(`${node.name}.shape`);
+      const data = new BigInt64Array([-1n, BigInt(p.n)]);
+      graph.addInitializer(encodeTensor(shape, DataType.int64, [2], new Uint8Array(data.buffer)));
+      const name = this.unique(`${node.name}/Reshape`);
+      after.push(encodeNode({ opType: 'Reshape', name, inputs: [value, shape], outputs: [p.output] }));
+      this.added.push(['', 'Reshape']);
+      return value;
+    });
+    const [y = '', ...further] = results;
+    const outputs = emitNorm ? [y, norm.output, ...further] : further.length > 0 ? [y, '', ...further] : [y];
+    const message = encodeNode({
+      opType: OP,
+      domain: DOMAIN,
+      overload,
+      name: node.name,
+      doc: `${node.report.rules.norm} + ${node.report.rules.projection}`,
+      inputs: node.inputs,
+      outputs,
+      attributes: [
+        encodeAttribute('norm_type', { string: norm.normType }),
+        encodeAttribute('epsilon', { float: norm.epsilon }),
+        encodeAttribute('transposed', { integer: node.transposed ? 1 : 0 }),
+        encodeAttribute('splits', { integers: node.report.splits }),
+        encodeAttribute('emit_norm', { integer: emitNorm ? 1 : 0 }),
+        encodeAttribute('activation_quant', { integer: 0 }),
+      ],
+    });
+    for (const input of node.inputs) this.newReads.add(input);
+    if (emitNorm) this.newReads.add(norm.output);
+    for (const bytes of [message, ...after]) graph.insertNode(last, bytes);
+    this.added.push([DOMAIN, OP]);
+  }
+
+  /** A norm keeps its input's shape: who asks for the shape of its output can ask the input, and the output need not exist. */
+  private redirectShapes(output: string, input: string): void {
+    const { graph } = this.index.model;
+    for (const reader of this.index.readers(output)) {
+      if (!reader.is('Shape') || this.removed.has(reader) || this.redirected.has(reader)) continue;
+      const writer = new MessageWriter();
+      for (const field of readFields(reader.message, reader.label)) {
+        if (field.number === 1 && text(field) === output) writer.string(1, input);
+        else writer.copy(field.span);
+      }
+      graph.insertNode(reader, writer.finish());
+      graph.removeNode(reader);
+      this.redirected.add(reader);
+      this.newReads.add(input);
+    }
+  }
+
+  /** Nodes behind the norm's output that only pass it on, to nobody any more. */
+  private deadAliases(output: string): Set<Node> {
+    const dead = new Set<Node>();
+    const isDead = (node: Node): boolean =>
+      (node.is('Identity') || node.is('Dropout')) &&
+      node.outputs.every(
+        (name) => name === '' || (!this.index.isGraphOutput(name) && this.index.readers(name).every((r) => this.removed.has(r) || isDead(r))),
+      );
+    for (const reader of this.index.readers(output)) {
+      if (this.removed.has(reader) || !isDead(reader)) continue;
+      dead.add(reader);
+    }
+    return dead;
+  }
+
+  /** Removes what only the replaced nodes needed: nodes without readers, their initialisers, value infos of vanished names. */
+  clean(): void {
+    const { graph } = this.index.model;
+    const isRead = (name: string): boolean =>
+      this.newReads.has(name) ||
+      this.index.isGraphOutput(name) ||
+      this.index.readers(name).some((reader) => !this.removed.has(reader) && !this.redirected.has(reader));
+    const candidates = [...this.removed].flatMap((node) => [
+      ...node.inputs,
+      ...node.outputs.flatMap((name) => this.index.readers(name).flatMap((reader) => reader.outputs)),
+    ]);
+    const aliasOutputs = [...this.removed].flatMap((node) => node.inputs);
+    const queue = [...candidates, ...aliasOutputs];
+    while (queue.length > 0) {
+      const name = queue.pop() ?? '';
+      if (name === '' || isRead(name)) continue;
+      const producer = this.index.producers.get(name);
+      if (producer && !this.removed.has(producer) && !this.redirected.has(producer)) {
+        if (producer.outputs.some((output) => output !== '' && isRead(output))) continue;
+        graph.removeNode(producer);
+        this.removed.add(producer);
+        queue.push(...producer.inputs);
+      } else if (!producer && graph.initializers.has(name)) {
+        graph.removeInitializer(name);
+        if (this.index.isGraphInput(name)) graph.removeInput(name);
+      }
+    }
+    for (const node of this.removed) {
+      for (const name of node.outputs) if (!isRead(name)) graph.removeValueInfo(name);
+    }
+  }
+
+  countOps(before: Record<string, number>): Record<string, number> {
+    const counts = new Map(Object.entries(before));
+    const change = (name: string, by: number): void => void counts.set(name, (counts.get(name) ?? 0) + by);
+    for (const node of this.removed) change(opName(node.domain, node.opType), -1);
+    for (const [domain, opType] of this.added) change(opName(domain, opType), 1);
+    return Object.fromEntries([...counts].filter(([, count]) => count > 0).sort(([a], [b]) => (a < b ? -1 : 1)));
+  }
+}
+
+/** The same, as one array. */
+export function fuseBytes(bytes: Uint8Array, options: FuseOptions = {}, source?: DataSource): { model: Uint8Array; report: FuseReport } {
+  const { parts, report } = fuseModel(bytes, options, source);
+  return { model: parts.length === 1 && parts[0] ? parts[0] : concat(parts), report };
+}

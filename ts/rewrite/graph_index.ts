@@ -1,0 +1,104 @@
+/** Who produces and who reads each value of a graph, and what is known of its type. */
+import { QkvGemmError } from '../errors.js';
+import { Graph } from '../onnx/graph.js';
+import type { Model } from '../onnx/model.js';
+import type { Node } from '../onnx/node.js';
+import { DataType } from '../onnx/tensor.js';
+
+/** Ops whose first output has the element type of the input at this index. */
+const TYPE_OF_INPUT: Record<string, number> = { Where: 1 };
+const TYPE_OF_FIRST_INPUT = new Set(
+  (
+    'Identity Add Sub Mul Div Pow Neg Sqrt Reciprocal Abs Exp Log Relu Gelu Erf Tanh Sigmoid Softmax LogSoftmax Clip Max Min ' +
+    'Gather GatherElements GatherND Reshape Transpose Squeeze Unsqueeze Flatten Expand Tile Slice Split Concat Pad ' +
+    'MatMul Gemm Conv ReduceMean ReduceSum ReduceMax Dropout LayerNormalization RMSNormalization SimplifiedLayerNormalization ' +
+    'BatchNormalization AveragePool MaxPool GlobalAveragePool HardSigmoid HardSwish LeakyRelu Einsum'
+  ).split(' '),
+);
+const MAX_TYPE_DEPTH = 2000;
+
+export class GraphIndex {
+  readonly producers = new Map<string, Node>();
+  private readonly readersOf = new Map<string, Node[]>();
+  private readonly positions = new Map<Node, number>();
+  private readonly outputNames: Set<string>;
+  private readonly inputTypes: Map<string, number | undefined>;
+  private readonly types = new Map<string, number | undefined>();
+
+  constructor(readonly model: Model) {
+    const { graph } = model;
+    this.outputNames = new Set(graph.outputs.map((output) => output.name));
+    this.inputTypes = new Map(graph.inputs.map((input) => [input.name, input.type]));
+    graph.nodes.forEach((node, position) => {
+      this.positions.set(node, position);
+      for (const output of node.outputs) {
+        if (output === '') continue;
+        const other = this.producers.get(output);
+        if (other || (this.inputTypes.has(output) && !graph.initializers.has(output))) {
+          throw new QkvGemmError(
+            'INVALID_MODEL',
+            `Value '${output}' is produced twice: by ${other ? `node '${other.label}'` : 'a graph input'} and by node '${node.label}'.`,
+          );
+        }
+        this.producers.set(output, node);
+      }
+      const names = new Set(node.inputs);
+      // A value that a subgraph reads from outside counts as read by the node that holds the subgraph.
+      for (const attribute of node.attributes.values()) {
+        for (const bytes of attribute.graphs) collectNames(new Graph(bytes), names, 0);
+      }
+      names.delete('');
+      for (const name of names) {
+        const list = this.readersOf.get(name);
+        if (list) list.push(node);
+        else this.readersOf.set(name, [node]);
+      }
+    });
+  }
+
+  /** Nodes that read a value, each once, in graph order. */
+  readers(name: string): readonly Node[] {
+    return this.readersOf.get(name) ?? [];
+  }
+
+  isGraphOutput(name: string): boolean {
+    return this.outputNames.has(name);
+  }
+
+  isGraphInput(name: string): boolean {
+    return this.inputTypes.has(name);
+  }
+
+  position(node: Node): number {
+    return this.positions.get(node) ?? -1;
+  }
+
+  /** Element type of a value (DataType), as far as the graph says or the ops on the way imply it. */
+  typeOf(name: string, depth = 0): number | undefined {
+    if (this.types.has(name)) return this.types.get(name);
+    if (depth > MAX_TYPE_DEPTH) return undefined;
+    const { graph } = this.model;
+    let type = graph.initializers.get(name)?.type ?? this.inputTypes.get(name) ?? graph.valueInfos.get(name)?.type;
+    const node = this.producers.get(name);
+    if (type === undefined && node) {
+      const first = TYPE_OF_INPUT[node.opType] ?? (TYPE_OF_FIRST_INPUT.has(node.opType) ? 0 : undefined);
+      if (node.is('Cast')) type = node.integer('to', 0) || undefined;
+      else if (node.is('Constant')) type = node.attributes.get('value')?.tensor?.type ?? DataType.float;
+      else if (first !== undefined && node.inputs[first]) type = this.typeOf(node.inputs[first], depth + 1);
+    }
+    this.types.set(name, type);
+    return type;
+  }
+}
+
+/** Names that a graph and the graphs inside it read: more than it captures, which errs on the safe side. */
+function collectNames(graph: Graph, into: Set<string>, depth: number): void {
+  if (depth > 32) throw new QkvGemmError('UNSUPPORTED_MODEL', 'Subgraphs are nested deeper than 32 levels.');
+  for (const node of graph.nodes) {
+    for (const input of node.inputs) into.add(input);
+    for (const attribute of node.attributes.values()) {
+      for (const bytes of attribute.graphs) collectNames(new Graph(bytes), into, depth + 1);
+    }
+  }
+  for (const output of graph.outputs) into.add(output.name);
+}

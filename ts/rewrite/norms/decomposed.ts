@@ -1,0 +1,136 @@
+/**
+ * Norms spelt out in arithmetic, as exporters for older opsets and for RMSNorm write them. Both begin at the node that
+ * divides by the deviation: Div(d, Sqrt(v)), Mul(d, Reciprocal(Sqrt(v))), Mul(d, Div(1, Sqrt(v))), Mul(d, Pow(v, -0.5)),
+ * with v = ReduceMean(d * d) + epsilon, and d = x - ReduceMean(x) for LayerNorm, d = x for RMSNorm.
+ */
+import { DataType, dataTypeName } from '../../onnx/tensor.js';
+import type { Node } from '../../onnx/node.js';
+import { scalarOf } from '../constants.js';
+import type { GraphIndex } from '../graph_index.js';
+import { fail, type Match } from '../match.js';
+import { addScalar, checkEnclosed, meanOf, readTail, skipCast, squareOf, type Norm, type NormRule } from './norm.js';
+
+/** v, where a node divides a value by sqrt(v). */
+interface Division {
+  dividend: string;
+  radicand: string;
+  nodes: Node[];
+}
+
+function sqrtOf(index: GraphIndex, name: string): { node: Node; radicand: string } | undefined {
+  const node = index.producers.get(name);
+  const [a, b] = node?.inputs ?? [];
+  if (!node || a === undefined) return undefined;
+  return node.is('Sqrt') || (node.is('Pow') && scalarOf(index, b) === 0.5) ? { node, radicand: a } : undefined;
+}
+
+function reciprocalSqrtOf(index: GraphIndex, name: string): { nodes: Node[]; radicand: string } | undefined {
+  const node = index.producers.get(name);
+  const [a, b] = node?.inputs ?? [];
+  if (!node || a === undefined) return undefined;
+  if (node.is('Pow') && scalarOf(index, b) === -0.5) return { nodes: [node], radicand: a };
+  const inner = node.is('Reciprocal') ? a : node.is('Div') && scalarOf(index, a) === 1 ? b : undefined;
+  const root = inner === undefined ? undefined : sqrtOf(index, inner);
+  return root && { nodes: [node, root.node], radicand: root.radicand };
+}
+
+function divisionAt(index: GraphIndex, node: Node): Division | undefined {
+  const [a, b] = node.inputs;
+  if (a === undefined || b === undefined) return undefined;
+  if (node.is('Div')) {
+    const root = sqrtOf(index, b);
+    return root && scalarOf(index, a) === undefined
+      ? { dividend: a, radicand: root.radicand, nodes: [node, root.node] }
+      : undefined;
+  }
+  if (!node.is('Mul')) return undefined;
+  for (const [dividend, factor] of [[a, b], [b, a]] as const) {
+    const inverse = reciprocalSqrtOf(index, factor);
+    if (inverse) return { dividend, radicand: inverse.radicand, nodes: [node, ...inverse.nodes] };
+  }
+  return undefined;
+}
+
+/** d = x - ReduceMean(x): x and the nodes; undefined where d is no such difference. */
+function centred(index: GraphIndex, d: string): Match<{ input: string; nodes: Node[] }> | undefined {
+  const node = index.producers.get(d);
+  const [x, m] = node?.inputs ?? [];
+  if (!node?.is('Sub') || x === undefined) return undefined;
+  const mean = meanOf(index, m);
+  if (!mean) return undefined;
+  if (!mean.ok) return mean;
+  return mean.value.input === x ? { ok: true, value: { input: x, nodes: [node, mean.value.node] } } : undefined;
+}
+
+function match(index: GraphIndex, node: Node, normType: Norm['normType'], rule: string): Match<Norm> | undefined {
+  const division = divisionAt(index, node);
+  const sum = division && addScalar(index, division.radicand);
+  const mean = sum && meanOf(index, sum.input);
+  if (!division || !mean) return undefined;
+  const difference = centred(index, division.dividend);
+  const isLayerNorm = difference !== undefined;
+  if (isLayerNorm !== (normType === 'layer_norm')) return undefined;
+  if (!mean.ok) return mean;
+  const square = squareOf(index, mean.value.input);
+  if (!square) return fail(`the mean is not of squares (Pow 2 or Mul by itself)`, mean.value.node);
+  const nodes = [...division.nodes, sum.node, mean.value.node, square.node];
+
+  let input = division.dividend;
+  if (isLayerNorm) {
+    if (!difference.ok) return difference;
+    nodes.push(...difference.value.nodes);
+    input = difference.value.input;
+    // Some exporters write the difference twice.
+    const other = square.input === division.dividend ? undefined : centred(index, square.input);
+    if (square.input !== division.dividend) {
+      if (!other?.ok || other.value.input !== input) {
+        return fail(`the squares are of '${square.input}', not of the numerator '${division.dividend}'`, square.node);
+      }
+      nodes.push(...other.value.nodes);
+    }
+  } else if (square.input !== input) {
+    const [a, b] = [skipCast(index, square.input), skipCast(index, input)];
+    if (a.source !== b.source) return fail(`the squares are of '${square.input}', not of the numerator '${input}'`, square.node);
+    if (a.cast) nodes.push(a.cast);
+  }
+  const epsilon = sum.scalar;
+  if (!(epsilon >= 0) || !Number.isFinite(epsilon)) return fail(`epsilon is ${epsilon}, expected a number >= 0`, sum.node);
+
+  const entry = skipCast(index, input);
+  const value = node.outputs[0] ?? '';
+  const tail = readTail(index, value, isLayerNorm);
+  nodes.push(...tail.nodes);
+  const cast = entry.cast ?? tail.nodes.find((tailNode) => tailNode.is('Cast'));
+  if (cast) {
+    // x is cast up for the statistics and back. That is what the fused op does by itself, in float32, giving x's type.
+    const from = index.typeOf(entry.source);
+    const to = index.typeOf(tail.output);
+    if (from === undefined || from !== to) {
+      const name = (type: number | undefined): string => (type === undefined ? 'an unknown type' : dataTypeName(type));
+      return fail(`x is ${name(from)} and the normalised value ${name(to)}; the fused op gives x's type`, cast);
+    }
+  }
+  if (entry.cast) {
+    if (entry.cast.integer('to', 0) !== DataType.float) return fail('x is cast, but not to float32', entry.cast);
+    input = entry.source;
+    // The Cast may serve other readers as well; it goes with the norm only if nobody else needs it.
+    if (index.readers(entry.cast.outputs[0] ?? '').every((reader) => nodes.includes(reader))) nodes.push(entry.cast);
+  }
+  const unique = [...new Set(nodes)].sort((a, b) => index.position(a) - index.position(b));
+  const enclosed = checkEnclosed(index, unique, tail.output);
+  if (!enclosed.ok) return enclosed;
+  return {
+    ok: true,
+    value: { rule, normType, epsilon, input, output: tail.output, gamma: tail.gamma, beta: tail.beta, node, nodes: unique },
+  };
+}
+
+export const decomposedLayerNorm: NormRule = {
+  name: 'decomposed-layer-norm',
+  match: (index, node) => match(index, node, 'layer_norm', 'decomposed-layer-norm'),
+};
+
+export const decomposedRmsNorm: NormRule = {
+  name: 'decomposed-rms-norm',
+  match: (index, node) => match(index, node, 'rms_norm', 'decomposed-rms-norm'),
+};

@@ -1,0 +1,12 @@
+/** The norm rules, in the order in which they are tried. */
+import { decomposedLayerNorm, decomposedRmsNorm } from './decomposed.js';
+import { layerNormalization, rmsNormalization, simplifiedLayerNormalization } from './layer_normalization.js';
+import type { NormRule } from './norm.js';
+
+export const normRules: readonly NormRule[] = [
+  layerNormalization,
+  rmsNormalization,
+  simplifiedLayerNormalization,
+  decomposedLayerNorm,
+  decomposedRmsNorm,
+];

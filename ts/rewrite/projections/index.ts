@@ -1,0 +1,6 @@
+/** The projection rules, in the order in which they are tried. */
+import { gemm } from './gemm.js';
+import { matMul } from './matmul.js';
+import type { ProjectionRule } from './projection.js';
+
+export const projectionRules: readonly ProjectionRule[] = [matMul, gemm];

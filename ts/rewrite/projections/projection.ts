@@ -1,0 +1,72 @@
+/** What a projection rule finds, and the pieces that rules share. */
+import { DataType, dataTypeName } from '../../onnx/tensor.js';
+import type { Node } from '../../onnx/node.js';
+import { findConstant, vectorLength, whyNotConstant, type Constant } from '../constants.js';
+import type { GraphIndex } from '../graph_index.js';
+import { fail, type Match } from '../match.js';
+
+/** output = value * weight + bias, over the last axis of the value. */
+export interface Projection {
+  rule: string;
+  /** The value that the projection reads: the norm's output, or what Identity and the like make of it. */
+  input: string;
+  output: string;
+  k: number;
+  n: number;
+  weight: Constant;
+  /** The weight's tensor, as stored, is [N, K]. */
+  weightTransposed: boolean;
+  /** Factor on the weight (Gemm's alpha). */
+  alpha: number;
+  bias: Constant | undefined;
+  /** Factor on the bias (Gemm's beta). */
+  biasFactor: number;
+  /** The output has two dimensions, all leading ones made into one (Reshape before a Gemm). */
+  flattened: boolean;
+  /** The node that multiplies. */
+  node: Node;
+  nodes: Node[];
+}
+
+/** A rule returns undefined for a node that is no such projection of `value`. It holds no state. */
+export interface ProjectionRule {
+  name: string;
+  match(index: GraphIndex, node: Node, value: string): Match<Projection> | undefined;
+}
+
+/** The weight of a projection: constant, two dimensions, a float type. */
+export function weightOf(
+  index: GraphIndex,
+  node: Node,
+  position: number,
+): Match<{ weight: Constant; k: number; n: number }> {
+  const name = node.inputs[position] ?? '';
+  const weight = findConstant(index, name);
+  if (!weight) return fail(`the weight is not constant: ${whyNotConstant(index, name)}`, node);
+  const { dims, type } = weight.tensor;
+  if (dims.length !== 2) return fail(`the weight '${name}' has shape [${dims.join(', ')}], expected two dimensions`, node);
+  const floats: readonly number[] = [DataType.float, DataType.float16, DataType.bfloat16];
+  if (!floats.includes(type)) {
+    return fail(`the weight '${name}' is ${dataTypeName(type)}, expected float32, float16 or bfloat16`, node);
+  }
+  const [rows = 0, columns = 0] = dims;
+  if (rows === 0 || columns === 0) return fail(`the weight '${name}' is empty, [${dims.join(', ')}]`, node);
+  return { ok: true, value: { weight, k: weight.transposed ? columns : rows, n: weight.transposed ? rows : columns } };
+}
+
+/** An Add of a constant [N] behind a product, if the product is read by nothing else. */
+export function biasBehind(
+  index: GraphIndex,
+  product: string,
+  n: number,
+): { node: Node; bias: Constant; output: string } | undefined {
+  const [reader, ...others] = index.readers(product);
+  const output = reader?.outputs[0];
+  if (!reader?.is('Add') || others.length > 0 || output === undefined || index.isGraphOutput(product)) return undefined;
+  const [a, b] = reader.inputs;
+  const other = a === product ? b : a;
+  const bias = other === undefined || other === product ? undefined : findConstant(index, other);
+  if (!bias || vectorLength(bias) !== n) return undefined;
+  const floats: readonly number[] = [DataType.float, DataType.float16, DataType.bfloat16];
+  return floats.includes(bias.type) ? { node: reader, bias, output } : undefined;
+}

@@ -1,0 +1,175 @@
+/** The operands of a fused node: weights side by side along N, biases end to end, in the type that was asked for. */
+import { DataType, encodeTensor, type DataSource } from '../../onnx/tensor.js';
+import { floatsOf, type Constant } from '../constants.js';
+import type { GraphIndex } from '../graph_index.js';
+import { fail, type Match } from '../match.js';
+import { encodeVector } from '../function_body.js';
+import type { FuseOptions } from '../options.js';
+import type { Projection } from '../projections/projection.js';
+import { fromFloat32, quantizeInt8, sqnrDb, toFloat32, transpose } from './convert.js';
+
+export interface Weights {
+  weight: string;
+  /** Element type of `weight` (DataType). */
+  type: number;
+  /** Stored as [N, K]. */
+  transposed: boolean;
+  scale?: string;
+  sqnrDb?: number;
+  /** TensorProto bytes, in parts, to add to the graph. */
+  initializers: Uint8Array[][];
+}
+
+/** Name under which the model stores a constant's tensor, if it is an initialiser. */
+export function storedName(index: GraphIndex, constant: Constant): string | undefined {
+  const { name } = constant.tensor;
+  return index.model.graph.initializers.get(name) === constant.tensor ? name : undefined;
+}
+
+const TARGET = { fp16: DataType.float16, bf16: DataType.bfloat16 } as const;
+const SIZE = (type: number): number => (type === DataType.float ? 4 : 2);
+
+/**
+ * @param projections of one node, in order; all read the same value.
+ * @param base names begin with this.
+ * @returns a failure where the weights do not fit the type that was asked for.
+ */
+export function assembleWeights(
+  index: GraphIndex,
+  projections: readonly Projection[],
+  dtype: NonNullable<FuseOptions['dtype']>,
+  base: string,
+  unique: (name: string) => string,
+  source?: DataSource,
+): Match<Weights> {
+  const [first] = projections;
+  if (!first) return fail('no projections');
+  const plain = projections.every((p) => p.alpha === 1);
+  const types = new Set(projections.map((p) => p.weight.tensor.type));
+  const stored = plain && types.size === 1 ? first.weight.tensor.type : DataType.float;
+  const keep = dtype === 'keep' || (dtype !== 'int8' && TARGET[dtype] === stored);
+  const existing = storedName(index, first.weight);
+  if (keep && plain && projections.length === 1 && existing !== undefined) {
+    return { ok: true, value: { weight: existing, type: stored, transposed: first.weightTransposed, initializers: [] } };
+  }
+  const transposed = projections.every((p) => p.weightTransposed);
+  const k = first.k;
+  const n = projections.reduce((sum, p) => sum + p.n, 0);
+  const data = sideBySide(projections, stored, transposed, source);
+  const name = unique(`${base}.weight`);
+  const dims = transposed ? [n, k] : [k, n];
+  const tensor = (type: number, bytes: Uint8Array): Uint8Array[] => encodeTensor(name, type, dims, bytes);
+  if (keep) return { ok: true, value: { weight: name, type: stored, transposed, initializers: [tensor(stored, data)] } };
+
+  const values = toFloat32(data, stored);
+  if (dtype === 'int8') {
+    let quantized;
+    try {
+      quantized = quantizeInt8(values, k, n, transposed);
+    } catch (error) {
+      if (error instanceof RangeError) return fail(`the weights cannot be int8: ${error.message}`, first.node);
+      throw error;
+    }
+    const scale = unique(`${base}.scale`);
+    const q = new Int8Array(quantized.data.buffer);
+    const column = transposed ? (i: number) => Math.floor(i / k) : (i: number) => i % n;
+    return {
+      ok: true,
+      value: {
+        weight: name,
+        type: DataType.int8,
+        transposed,
+        scale,
+        sqnrDb: sqnrDb(values, (i) => (q[i] ?? 0) * (quantized.scale[column(i)] ?? 0)),
+        initializers: [tensor(DataType.int8, quantized.data), [encodeVector(scale, quantized.scale)]],
+      },
+    };
+  }
+  const bytes = fromFloat32(values, TARGET[dtype]);
+  const back = toFloat32(bytes, TARGET[dtype]);
+  const lost = values.findIndex((value, i) => Number.isFinite(value) && !Number.isFinite(back[i]));
+  if (lost >= 0) return fail(`weight ${values[lost]} is beyond the range of ${dtype}`, first.node);
+  return {
+    ok: true,
+    value: {
+      weight: name,
+      type: TARGET[dtype],
+      transposed,
+      sqnrDb: sqnrDb(values, (i) => back[i] ?? 0),
+      initializers: [tensor(TARGET[dtype], bytes)],
+    },
+  };
+}
+
+/** All weights in one matrix of the given type: [K, N], or [N, K] when `transposed`. */
+function sideBySide(
+  projections: readonly Projection[],
+  type: number,
+  transposed: boolean,
+  source: DataSource | undefined,
+): Uint8Array<ArrayBuffer> {
+  const size = SIZE(type);
+  const parts = projections.map((p) => {
+    let bytes = p.weight.tensor.bytes(source);
+    if (p.weight.tensor.type !== type || p.alpha !== 1) {
+      const values = Float32Array.from(toFloat32(bytes, p.weight.tensor.type), (value) => value * p.alpha);
+      bytes = fromFloat32(values, type);
+    }
+    return p.weightTransposed && !transposed ? transpose(bytes, p.n, p.k, size) : bytes;
+  });
+  const k = projections[0]?.k ?? 0;
+  const n = projections.reduce((sum, p) => sum + p.n, 0);
+  const result = new Uint8Array(k * n * size);
+  if (transposed) {
+    let at = 0;
+    for (const part of parts) {
+      result.set(part, at);
+      at += part.length;
+    }
+    return result;
+  }
+  let column = 0;
+  parts.forEach((part, i) => {
+    const width = projections[i]?.n ?? 0;
+    for (let row = 0; row < k; row++) {
+      result.set(part.subarray(row * width * size, (row + 1) * width * size), (row * n + column) * size);
+    }
+    column += width;
+  });
+  return result;
+}
+
+/** A vector operand by name: the initialiser itself where it serves as it is, else a new float32 one. */
+export function vectorOperand(
+  index: GraphIndex,
+  constant: Constant | undefined,
+  otherwise: { length: number; fill: number },
+  type: number,
+  name: () => string,
+  add: (parts: Uint8Array[]) => void,
+  source?: DataSource,
+): string {
+  if (constant) {
+    const existing = storedName(index, constant);
+    const fits = constant.tensor.type === type || constant.tensor.type === DataType.float;
+    if (existing !== undefined && fits && constant.tensor.dims.length === 1) return existing;
+  }
+  const values = constant && floatsOf(constant, source);
+  const fresh = name();
+  add([encodeVector(fresh, values ? Float32Array.from(values) : new Float32Array(otherwise.length).fill(otherwise.fill))]);
+  return fresh;
+}
+
+/** Biases of all projections in one vector [N]; zeros where one has none. Undefined where none has any. */
+export function joinBiases(projections: readonly Projection[], source?: DataSource): Float32Array | undefined {
+  if (projections.every((p) => p.bias === undefined)) return undefined;
+  const result = new Float32Array(projections.reduce((sum, p) => sum + p.n, 0));
+  let at = 0;
+  for (const p of projections) {
+    const values = p.bias && floatsOf(p.bias, source);
+    values?.forEach((value, i) => (result[at + i] = value * p.biasFactor));
+    at += p.n;
+  }
+  return result;
+}
+
