@@ -121,7 +121,7 @@ void CheckSplits(const Attributes& a, int64_t n) {
 
 size_t OutputSlots(const Attributes& a) {
   if (a.splits.size() > 1) return SlotOfSplit(a.splits.size() - 1) + 1;
-  return a.emit_norm ? kNormSlot + 1 : 1;
+  return kNormSlot + 1;  // without emit_norm the second may be there and empty
 }
 
 Problem WeightProblem(const Attributes& a, const TensorInfo& weight, const TensorInfo& scale,

@@ -48,7 +48,7 @@ NormType ParseNormType(const std::string& name);
 void CheckAttributes(const Attributes& attributes);
 // The widths of the splits sum to N.
 void CheckSplits(const Attributes& attributes, int64_t n);
-// Output slots that these attributes call for: 1, 2 (emit_norm), or 1 + number of splits.
+// The most output slots that a node with these attributes may have; `norm` is empty without emit_norm.
 size_t OutputSlots(const Attributes& attributes);
 
 // What the weight side says: k, n, tw, scale layout. `splits` in the result is not set.

@@ -1,6 +1,9 @@
 #include "ops/shape_inference.h"
 
+#include <atomic>
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "ops/attributes.h"
 #include "ops/contract.h"
@@ -9,17 +12,25 @@
 namespace qkvgemm {
 namespace {
 
+// A name for a dimension that is neither known nor named. ONNX Runtime writes -1 into the model where a dimension has no
+// name, and then folds that -1 into shapes computed from it; a name that occurs nowhere else says "unknown".
+std::string UnknownDimension() {
+  static std::atomic<uint64_t> counter{0};
+  return "com.deepspeed.QKVGemm_dim_" + std::to_string(counter++);
+}
+
 // [leading dimensions of the input..., width]; -1: unknown. Symbolic names travel along.
 void SetOutput(const OrtApi& api, OrtShapeInferContext* context, size_t slot, const TensorInfo& input,
-               const std::vector<const char*>& input_names, int64_t width, const char* width_name) {
+               const std::vector<std::string>& input_names, int64_t width, const std::string& width_name) {
   OrtTensorTypeAndShapeInfo* info = nullptr;
   ThrowIfError(api.CreateTensorTypeAndShapeInfo(&info));
   const std::unique_ptr<OrtTensorTypeAndShapeInfo, void (*)(OrtTensorTypeAndShapeInfo*)> owner(
       info, api.ReleaseTensorTypeAndShapeInfo);
   std::vector<int64_t> dims = input.dims;
-  std::vector<const char*> names = input_names;
   dims.back() = width;
-  names.back() = width_name;
+  std::vector<const char*> names(dims.size(), "");
+  for (size_t i = 0; i < dims.size(); ++i)
+    if (dims[i] < 0) names[i] = i + 1 == dims.size() ? width_name.c_str() : input_names[i].c_str();
   ThrowIfError(api.SetTensorElementType(info, input.type));
   ThrowIfError(api.SetDimensions(info, dims.data(), dims.size()));
   ThrowIfError(api.SetSymbolicDimensions(info, names.data(), names.size()));
@@ -27,13 +38,15 @@ void SetOutput(const OrtApi& api, OrtShapeInferContext* context, size_t slot, co
 }
 
 TensorInfo InputInfo(const OrtApi& api, const OrtShapeInferContext* context, size_t index,
-                     std::vector<const char*>* names) {
+                     std::vector<std::string>* names) {
   OrtTensorTypeAndShapeInfo* info = nullptr;  // stays the context's
   ThrowIfError(api.ShapeInferContext_GetInputTypeShape(context, index, &info));
   if (info == nullptr) return {};
   TensorInfo t = ReadInfo(api, static_cast<const OrtTensorTypeAndShapeInfo*>(info));
-  names->resize(t.dims.size());
-  ThrowIfError(api.GetSymbolicDimensions(info, names->data(), names->size()));
+  std::vector<const char*> symbols(t.dims.size());
+  ThrowIfError(api.GetSymbolicDimensions(info, symbols.data(), symbols.size()));
+  for (const char* symbol : symbols)
+    names->push_back(symbol != nullptr && *symbol != '\0' ? std::string(symbol) : UnknownDimension());
   return t;
 }
 
@@ -42,18 +55,18 @@ TensorInfo InputInfo(const OrtApi& api, const OrtShapeInferContext* context, siz
 OrtStatus* InferShapes(const OrtApi& api, OrtShapeInferContext* context) noexcept {
   return Guard(api, "com.deepspeed.QKVGemm", [&] {
     const Attributes attributes = ReadShapeAttributes(api, context);
-    std::vector<const char*> names, weight_names;
+    std::vector<std::string> names, weight_names;
     TensorInfo input = InputInfo(api, context, kInput, &names);
     const TensorInfo weight = InputInfo(api, context, kWeight, &weight_names);
     if (input.dims.empty()) {
       // No shape is known (a scalar looks the same here, and the kernel refuses it). Saying nothing would
       // leave the outputs without a type, and the API sets the two together only.
       input.dims = {-1};
-      names = {""};
+      names = {UnknownDimension()};
     }
     int64_t n = -1, k = -1;
-    const char* n_name = "";
-    const char* k_name = names.back();
+    std::string n_name;
+    const std::string k_name = names.back();
     if (weight.Rank() == 2) {
       n = weight.dims[attributes.transposed ? 0 : 1];
       k = weight.dims[attributes.transposed ? 1 : 0];
@@ -66,7 +79,7 @@ OrtStatus* InferShapes(const OrtApi& api, OrtShapeInferContext* context) noexcep
     std::vector<int64_t> splits = attributes.splits.empty() ? std::vector<int64_t>{n} : attributes.splits;
     if (n >= 0) CheckSplits(attributes, n);
     for (size_t s = 0; s < splits.size(); ++s)
-      SetOutput(api, context, SlotOfSplit(s), input, names, splits[s], splits[s] < 0 ? n_name : "");
+      SetOutput(api, context, SlotOfSplit(s), input, names, splits[s], n_name.empty() ? UnknownDimension() : n_name);
     if (attributes.emit_norm)
       SetOutput(api, context, kNormSlot, input, names, input.dims.back() >= 0 ? input.dims.back() : k,
                 k_name);

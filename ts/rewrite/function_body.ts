@@ -23,6 +23,8 @@ export interface Variant {
   /** Element type of the weight (DataType). */
   weightType: number;
   bias: boolean;
+  /** The function has the output `norm`: some node of the model uses it. */
+  norm: boolean;
 }
 
 export interface FunctionPlan {
@@ -97,14 +99,16 @@ function encodeFunction(variant: Variant, overload: string): Uint8Array {
     add('Constant', [], ['widths'], [encodeAttribute('value_ints', { integers: [] }, 'splits')]);
     add('Split', ['whole', 'widths'], splitNames, [encodeAttribute('axis', { integer: -1 })]);
   }
-  if (variant.normType !== 'none') back(normalised, 'norm');
-  else add('Identity', ['input'], ['norm']);
+  const slots = variant.norm || variant.splits > 1;
+  if (variant.norm) back(normalised, 'norm');
+  // Further splits come after the slot of `norm`, which no node asks for here.
+  else if (slots) add('Identity', ['input'], ['norm']);
 
   const writer = new MessageWriter().string(1, OP);
   const inputs = ['input', 'weight', 'gamma', 'beta', 'bias', 'scale', 'zero_point'];
   const used = variant.weightType === DataType.int8 ? 6 : variant.bias ? 5 : variant.normType === 'layer_norm' ? 4 : 3;
   for (const name of inputs.slice(0, used)) writer.string(4, name);
-  for (const name of ['y', 'norm', ...splitNames.slice(1)]) writer.string(5, name);
+  for (const name of slots ? ['y', 'norm', ...splitNames.slice(1)] : ['y']) writer.string(5, name);
   for (const name of ATTRIBUTES) writer.string(6, name);
   for (const node of nodes) writer.bytes(7, node);
   writer.string(8, 'norm(input) * weight + bias; used where no kernel of com.deepspeed.QKVGemm is registered.');
@@ -134,10 +138,13 @@ function normalise(
     return 'normalised';
   }
   add('Mul', [x, x], ['squares']);
-  add('ReduceMean', ['squares'], ['mean_square'], [
-    encodeAttribute('axes', { integers: [-1] }),
-    encodeAttribute('keepdims', { integer: 1 }),
-  ]); // prettier-ignore
+  // ReduceMean takes its axes as an attribute up to opset 17 and as an input from 18 on, and an inlined body is read by
+  // the model's opset. ReduceSum is the same since 13; K is the length of gamma, a constant.
+  add('Constant', [], ['axes'], [encodeAttribute('value_ints', { integers: [-1] })]);
+  add('ReduceSum', ['squares', 'axes'], ['sum_square'], [encodeAttribute('keepdims', { integer: 1 })]);
+  add('Shape', ['gamma'], ['k']);
+  add('Cast', ['k'], ['k_f'], [encodeAttribute('to', FLOAT_IN)]);
+  add('Div', ['sum_square', 'k_f'], ['mean_square']);
   add('Constant', [], ['epsilon_value'], [encodeAttribute('value_float', { float: 0 }, 'epsilon')]);
   add('Add', ['mean_square', 'epsilon_value'], ['radicand']);
   add('Sqrt', ['radicand'], ['rms']);

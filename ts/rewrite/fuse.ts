@@ -55,8 +55,14 @@ export function fuseModel(bytes: Uint8Array, options: FuseOptions = {}, source?:
     if ('reason' in node) refused.push(node);
     else built.push({ site, node });
   }
-  const plan = planFunctions(built.map(({ node }) => node.variant));
-  built.forEach(({ site, node }, i) => rewrite.replace(site, node, options.fallback === false ? '' : (plan.overloads[i] ?? '')));
+  for (const { site } of built) rewrite.remove(site);
+  for (const { site, node } of built) node.report.emitNorm = rewrite.needsNorm(site);
+  // One signature for all nodes where that is possible: the output `norm` is there for all or for none.
+  const norm = built.some(({ node }) => node.report.emitNorm);
+  const plan = planFunctions(built.map(({ node }) => ({ ...node.variant, norm })));
+  built.forEach(({ site, node }, i) =>
+    rewrite.insert(site, node, norm, options.fallback === false ? '' : (plan.overloads[i] ?? '')),
+  );
   const fused = built.map(({ node }) => node.report);
   if (fused.length > 0) {
     rewrite.clean();
@@ -111,7 +117,7 @@ interface BuiltNode {
   name: string;
   inputs: string[];
   transposed: boolean;
-  variant: Variant;
+  variant: Omit<Variant, 'norm'>;
   report: FusedSite;
   initializers: Uint8Array[][];
 }
@@ -230,21 +236,30 @@ class Rewrite {
     return fresh;
   }
 
-  /** Puts a built node where the norm ended and takes out what it replaces. */
-  replace({ norm, projections }: Site, node: BuiltNode, overload: string): void {
-    const { graph } = this.index.model;
-    const last = this.index.producers.get(norm.output) ?? norm.node;
+  /** Takes out what a site's node replaces. */
+  remove({ norm, projections }: Site): void {
     for (const member of [...norm.nodes, ...projections.flatMap((p) => p.nodes)]) {
-      graph.removeNode(member);
+      this.index.model.graph.removeNode(member);
       this.removed.add(member);
     }
-    for (const parts of node.initializers) graph.addInitializer(parts);
     this.redirectShapes(norm.output, norm.input);
+  }
+
+  /** Does anything still read the norm's output? */
+  needsNorm({ norm }: Site): boolean {
     const dead = this.deadAliases(norm.output);
-    const emitNorm =
+    return (
       this.index.isGraphOutput(norm.output) ||
-      this.index.readers(norm.output).some((r) => !this.removed.has(r) && !this.redirected.has(r) && !dead.has(r));
-    node.report.emitNorm = emitNorm;
+      this.index.readers(norm.output).some((r) => !this.removed.has(r) && !this.redirected.has(r) && !dead.has(r))
+    );
+  }
+
+  /** Puts a built node where the norm ended. `normSlot`: the function has the output `norm`, used or not. */
+  insert({ norm, projections }: Site, node: BuiltNode, normSlot: boolean, overload: string): void {
+    const { graph } = this.index.model;
+    const last = this.index.producers.get(norm.output) ?? norm.node;
+    const { emitNorm } = node.report;
+    for (const parts of node.initializers) graph.addInitializer(parts);
     const after: Uint8Array[] = [];
     const results = projections.map((p) => {
       if (!p.flattened) return p.output;
@@ -259,7 +274,7 @@ class Rewrite {
       return value;
     });
     const [y = '', ...further] = results;
-    const outputs = emitNorm ? [y, norm.output, ...further] : further.length > 0 ? [y, '', ...further] : [y];
+    const outputs = normSlot || further.length > 0 ? [y, emitNorm ? norm.output : '', ...further] : [y];
     const message = encodeNode({
       opType: OP,
       domain: DOMAIN,

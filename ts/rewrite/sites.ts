@@ -1,7 +1,6 @@
 /** Finds what can be fused: norms with the projections that lead to attention, and the reasons for the rest. */
 import { DataType, dataTypeName } from '../onnx/tensor.js';
 import type { Node } from '../onnx/node.js';
-import { scalarOf } from './constants.js';
 import type { GraphIndex } from './graph_index.js';
 import { groupByAttention } from './grouping.js';
 import type { Failure } from './match.js';
@@ -15,7 +14,7 @@ import type { Refusal } from './report.js';
 export interface Site {
   norm: Norm;
   projections: Projection[];
-  /** Nodes between the norm and its projections that change nothing (Identity, Dropout at inference). */
+  /** Nodes between the norm and its projections that change nothing (Identity, Dropout). */
   aliases: Node[];
   /** Element type of the norm's input and of the node's outputs (DataType). */
   type: number;
@@ -96,7 +95,7 @@ function siteOf(index: GraphIndex, norm: Norm, taken: ReadonlySet<Node>): Site |
   return { norm, projections: group, aliases, type };
 }
 
-/** A value and what Identity, or Dropout that drops nothing, makes of it. */
+/** A value and what Identity, or Dropout without a mask, makes of it. */
 function aliasesOf(index: GraphIndex, value: string): { values: string[]; nodes: Node[] } {
   const values = [value];
   const nodes: Node[] = [];
@@ -112,12 +111,11 @@ function aliasesOf(index: GraphIndex, value: string): { values: string[]; nodes:
   return { values, nodes };
 }
 
-/** Dropout without training mode, or with ratio 0; its mask is not used. */
+/**
+ * Dropout whose mask is not used. Exporters leave it in models that were in training mode; ONNX Runtime takes it out when
+ * it optimises a graph, whatever its ratio and mode say, so that a session computes what is computed without it.
+ */
 function dropsNothing(index: GraphIndex, node: Node): boolean {
   const mask = node.outputs[1];
-  if (mask && (index.readers(mask).length > 0 || index.isGraphOutput(mask))) return false;
-  const [, ratio, training] = node.inputs;
-  // Before opset 12 ratio is an attribute and inference is the only mode that a model can ask for.
-  if (!training) return true;
-  return ratio !== undefined && ratio !== '' && scalarOf(index, ratio) === 0;
+  return !mask || (index.readers(mask).length === 0 && !index.isGraphOutput(mask));
 }
