@@ -12,8 +12,9 @@
 namespace qkvgemm {
 namespace {
 
-// A name for a dimension that is neither known nor named. ONNX Runtime writes -1 into the model where a dimension has no
-// name, and then folds that -1 into shapes computed from it; a name that occurs nowhere else says "unknown".
+// A name for a dimension that is neither known nor named. ONNX Runtime writes -1 into the model where a
+// dimension has no name, and then folds that -1 into shapes computed from it; a name that occurs nowhere else
+// says "unknown".
 std::string UnknownDimension() {
   static std::atomic<uint64_t> counter{0};
   return "com.deepspeed.QKVGemm_dim_" + std::to_string(counter++);
@@ -79,7 +80,8 @@ OrtStatus* InferShapes(const OrtApi& api, OrtShapeInferContext* context) noexcep
     std::vector<int64_t> splits = attributes.splits.empty() ? std::vector<int64_t>{n} : attributes.splits;
     if (n >= 0) CheckSplits(attributes, n);
     for (size_t s = 0; s < splits.size(); ++s)
-      SetOutput(api, context, SlotOfSplit(s), input, names, splits[s], n_name.empty() ? UnknownDimension() : n_name);
+      SetOutput(api, context, SlotOfSplit(s), input, names, splits[s],
+                n_name.empty() ? UnknownDimension() : n_name);
     if (attributes.emit_norm)
       SetOutput(api, context, kNormSlot, input, names, input.dims.back() >= 0 ? input.dims.back() : k,
                 k_name);

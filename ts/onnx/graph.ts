@@ -3,7 +3,14 @@ import { Node } from './node.js';
 import { Tensor } from './tensor.js';
 import { integer, integers, MessageWriter, readFields, text, type Field } from './wire.js';
 
-const FIELD = { node: 1, initializer: 5, input: 11, output: 12, valueInfo: 13, sparseInitializer: 15 } as const;
+const FIELD = {
+  node: 1,
+  initializer: 5,
+  input: 11,
+  output: 12,
+  valueInfo: 13,
+  sparseInitializer: 15,
+} as const;
 
 /** Element type and shape that the graph states for a value; a dimension is -1 where it is symbolic or unknown. */
 export interface ValueInfo {
@@ -87,8 +94,11 @@ export class Graph {
 
   get changed(): boolean {
     return (
-      this.removedNodes.size + this.insertedBefore.size + this.removedInitializers.size + this.removedInputs.size > 0 ||
-      this.addedInitializers.length + this.removedValueInfos.size > 0
+      this.removedNodes.size +
+        this.insertedBefore.size +
+        this.removedInitializers.size +
+        this.removedInputs.size >
+        0 || this.addedInitializers.length + this.removedValueInfos.size > 0
     );
   }
 
@@ -117,7 +127,10 @@ export class Graph {
         return this.removedNodes.has(node);
       }
       case FIELD.initializer:
-        return this.removedInitializers.size > 0 && this.removedInitializers.has(new Tensor(field.value, 'initializer').name);
+        return (
+          this.removedInitializers.size > 0 &&
+          this.removedInitializers.has(new Tensor(field.value, 'initializer').name)
+        );
       case FIELD.valueInfo:
         return this.removedValueInfos.size > 0 && this.removedValueInfos.has(readValueInfo(field.value).name);
       case FIELD.input:

@@ -20,7 +20,8 @@ export class Model {
   /** @throws QkvGemmError `INVALID_MODEL` for bytes that are no ONNX model. */
   constructor(readonly bytes: Uint8Array) {
     this.fields = readFields(bytes, 'the model');
-    const last = (number: number): Field | undefined => this.fields.findLast((field) => field.number === number);
+    const last = (number: number): Field | undefined =>
+      this.fields.findLast((field) => field.number === number);
     const ir = last(FIELD.irVersion);
     const graph = last(FIELD.graph);
     if (!ir || !graph || graph.wire !== 2) {
@@ -76,7 +77,8 @@ export class Model {
     const lastOpset = this.fields.findLastIndex((field) => field.number === FIELD.opsetImport);
     this.fields.forEach((field, index) => {
       if (field.number === FIELD.irVersion) writer.integer(FIELD.irVersion, this.newIrVersion);
-      else if (field.number === FIELD.graph && this.graph.changed) writer.bytes(FIELD.graph, this.graph.encode());
+      else if (field.number === FIELD.graph && this.graph.changed)
+        writer.bytes(FIELD.graph, this.graph.encode());
       else writer.copy(field.span);
       if (index === lastOpset) {
         for (const { domain, version } of this.addedOpsets) {

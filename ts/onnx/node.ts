@@ -74,7 +74,8 @@ export class Node {
 function decodeAttribute(span: Uint8Array, where: string): [string, Attribute] {
   const fields = readFields(span, `an attribute of ${where}`);
   // Tensors and graphs are kept as bytes; the small rest is decoded by the schema's own code.
-  const nested = (number: number): Uint8Array[] => fields.filter((f) => f.number === number).map((f) => f.value);
+  const nested = (number: number): Uint8Array[] =>
+    fields.filter((f) => f.number === number).map((f) => f.value);
   const flat = new MessageWriter();
   for (const field of fields) if (![5, 6, 10, 11].includes(field.number)) flat.copy(field.span);
   const proto = onnxProto.onnx.AttributeProto.decode(flat.finish());
@@ -92,7 +93,8 @@ function decodeAttribute(span: Uint8Array, where: string): [string, Attribute] {
 }
 
 /** What a new node may carry as attributes. */
-export type AttributeValue = { float: number } | { integer: number } | { string: string } | { integers: readonly number[] };
+export type AttributeValue =
+  { float: number } | { integer: number } | { string: string } | { integers: readonly number[] };
 
 /** AttributeProto bytes. `ref`: instead of a value, the name of the enclosing function's attribute. */
 export function encodeAttribute(name: string, value: AttributeValue, ref?: string): Uint8Array {

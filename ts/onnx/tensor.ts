@@ -26,7 +26,21 @@ export function dataTypeName(type: number): string {
   return NAMES[type] ?? `data type ${type}`;
 }
 
-const SIZES: Record<number, number> = { 1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2 };
+const SIZES: Record<number, number> = {
+  1: 4,
+  2: 1,
+  3: 1,
+  4: 2,
+  5: 2,
+  6: 4,
+  7: 8,
+  9: 1,
+  10: 2,
+  11: 8,
+  12: 4,
+  13: 8,
+  16: 2,
+};
 
 /** Where a tensor's elements lie, if not in the model file. */
 export interface ExternalData {
@@ -52,7 +66,8 @@ export class Tensor {
   /** @param message a TensorProto's bytes. */
   constructor(message: Uint8Array, where: string) {
     this.fields = readFields(message, where);
-    const one = (number: number): Field | undefined => this.fields.findLast((field) => field.number === number);
+    const one = (number: number): Field | undefined =>
+      this.fields.findLast((field) => field.number === number);
     const name = one(8);
     this.name = name ? text(name) : '';
     this.dims = integers(this.fields, 1);
@@ -61,7 +76,10 @@ export class Tensor {
     const location = one(14);
     if (location && integer(location) === 1) this.external = readExternal(this.fields, this.name);
     if (this.dims.some((dim) => dim < 0 || !Number.isSafeInteger(dim))) {
-      throw new QkvGemmError('INVALID_MODEL', `Tensor '${this.name}' has dimensions [${this.dims.join(', ')}]; none may be negative.`);
+      throw new QkvGemmError(
+        'INVALID_MODEL',
+        `Tensor '${this.name}' has dimensions [${this.dims.join(', ')}]; none may be negative.`,
+      );
     }
   }
 
@@ -77,7 +95,10 @@ export class Tensor {
   bytes(source?: DataSource): Uint8Array {
     const size = SIZES[this.type];
     if (size === undefined) {
-      throw new QkvGemmError('UNSUPPORTED_MODEL', `Tensor '${this.name}' is of ${dataTypeName(this.type)}, which is not read here.`);
+      throw new QkvGemmError(
+        'UNSUPPORTED_MODEL',
+        `Tensor '${this.name}' is of ${dataTypeName(this.type)}, which is not read here.`,
+      );
     }
     const expected = this.count * size;
     const data = this.external ? this.readExternal(this.external, expected, source) : this.inlineBytes(size);
@@ -104,7 +125,8 @@ export class Tensor {
     const raw = this.fields.findLast((field) => field.number === 9);
     if (raw) return raw.value;
     // Typed fields: float_data 4, double_data 10 as they are; int32_data 5 and int64_data 7 as varints.
-    const packed = (number: number): Uint8Array[] => this.fields.filter((f) => f.number === number).map((f) => f.value);
+    const packed = (number: number): Uint8Array[] =>
+      this.fields.filter((f) => f.number === number).map((f) => f.value);
     if (this.type === DataType.float || this.type === DataType.double) {
       const parts = packed(this.type === DataType.float ? 4 : 10);
       const result = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
@@ -115,7 +137,10 @@ export class Tensor {
       }
       return result;
     }
-    const values = integers(this.fields, this.type === DataType.int64 ? 7 : this.type === 12 || this.type === 13 ? 11 : 5);
+    const values = integers(
+      this.fields,
+      this.type === DataType.int64 ? 7 : this.type === 12 || this.type === 13 ? 11 : 5,
+    );
     const result = new Uint8Array(values.length * size);
     const view = new DataView(result.buffer);
     values.forEach((value, i) => {
@@ -133,7 +158,9 @@ function readExternal(fields: readonly Field[], tensor: string): ExternalData {
   for (const field of fields) {
     if (field.number !== 13) continue;
     const entry = readFields(field.value, `external_data of tensor '${tensor}'`);
-    const [key, value] = [1, 2].map((number) => entry.find((f) => f.number === number && f.wire === WIRE.bytes));
+    const [key, value] = [1, 2].map((number) =>
+      entry.find((f) => f.number === number && f.wire === WIRE.bytes),
+    );
     if (key && value) entries.set(text(key), text(value));
   }
   const location = entries.get('location');
@@ -142,15 +169,24 @@ function readExternal(fields: readonly Field[], tensor: string): ExternalData {
     if (value === undefined) return undefined;
     const parsed = Number(value);
     if (Number.isSafeInteger(parsed) && parsed >= 0) return parsed;
-    throw new QkvGemmError('INVALID_MODEL', `Tensor '${tensor}': external_data ${key} is '${value}', expected a number >= 0.`);
+    throw new QkvGemmError(
+      'INVALID_MODEL',
+      `Tensor '${tensor}': external_data ${key} is '${value}', expected a number >= 0.`,
+    );
   };
-  if (!location) throw new QkvGemmError('INVALID_MODEL', `Tensor '${tensor}' is external, but names no location.`);
+  if (!location)
+    throw new QkvGemmError('INVALID_MODEL', `Tensor '${tensor}' is external, but names no location.`);
   const length = number('length');
   return { location, offset: number('offset') ?? 0, ...(length === undefined ? {} : { length }) };
 }
 
 /** A TensorProto with raw data; the data is referenced, not copied. */
-export function encodeTensor(name: string, type: number, dims: readonly number[], data: Uint8Array): Uint8Array[] {
+export function encodeTensor(
+  name: string,
+  type: number,
+  dims: readonly number[],
+  data: Uint8Array,
+): Uint8Array[] {
   const writer = new MessageWriter();
   for (const dim of dims) writer.integer(1, dim);
   return writer.integer(2, type).string(8, name).bytes(9, data).parts();

@@ -64,9 +64,18 @@ export function readFields(message: Uint8Array, where: string): Field[] {
       throw invalid(`wire type ${wire}, which ONNX does not use,`, where, start);
     }
     if (end > message.length) {
-      throw invalid(`field ${number} says ${end - valueStart} bytes, ${message.length - valueStart} are left,`, where, start);
+      throw invalid(
+        `field ${number} says ${end - valueStart} bytes, ${message.length - valueStart} are left,`,
+        where,
+        start,
+      );
     }
-    fields.push({ number, wire, span: message.subarray(start, end), value: message.subarray(valueStart, end) });
+    fields.push({
+      number,
+      wire,
+      span: message.subarray(start, end),
+      value: message.subarray(valueStart, end),
+    });
     at = end;
   }
   return fields;
@@ -86,7 +95,8 @@ export function integer(field: Field): number {
 
 function signed(field: Field): bigint {
   let value = 0n;
-  for (let i = field.value.length - 1; i >= 0; i--) value = (value << 7n) | BigInt((field.value[i] ?? 0) & 0x7f);
+  for (let i = field.value.length - 1; i >= 0; i--)
+    value = (value << 7n) | BigInt((field.value[i] ?? 0) & 0x7f);
   return BigInt.asIntN(64, value);
 }
 
@@ -135,7 +145,12 @@ export class MessageWriter {
   }
 
   float(number: number, value: number): this {
-    this.chunks.push(protobuf.Writer.create().uint32(number * 8 + WIRE.fixed32).float(value).finish());
+    this.chunks.push(
+      protobuf.Writer.create()
+        .uint32(number * 8 + WIRE.fixed32)
+        .float(value)
+        .finish(),
+    );
     return this;
   }
 

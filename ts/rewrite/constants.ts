@@ -21,7 +21,8 @@ const MAX_DEPTH = 8;
 
 /** Why a name is not constant, for messages. */
 export function whyNotConstant(index: GraphIndex, name: string): string {
-  if (index.model.graph.initializers.has(name)) return `'${name}' is a graph input with a default: callers may override it`;
+  if (index.model.graph.initializers.has(name))
+    return `'${name}' is a graph input with a default: callers may override it`;
   if (index.isGraphInput(name)) return `'${name}' is a graph input`;
   const producer = index.producers.get(name);
   return `'${name}' is computed${producer ? ` by ${producer.opType} '${producer.label}'` : ''}`;
@@ -50,13 +51,15 @@ export function findConstant(index: GraphIndex, name: string, depth = 0): Consta
   if (node.is('Transpose')) {
     const inner = findConstant(index, input, depth + 1);
     const perm = node.integers('perm') ?? [1, 0];
-    if (inner?.tensor.dims.length !== 2 || perm.length !== 2 || perm[0] !== 1 || perm[1] !== 0) return undefined;
+    if (inner?.tensor.dims.length !== 2 || perm.length !== 2 || perm[0] !== 1 || perm[1] !== 0)
+      return undefined;
     return { ...inner, name, transposed: !inner.transposed, initializer: undefined };
   }
   if (node.is('Cast')) {
     const inner = findConstant(index, input, depth + 1);
     const to = node.integer('to', 0);
-    const widens = to === DataType.float && (inner?.type === DataType.float16 || inner?.type === DataType.bfloat16);
+    const widens =
+      to === DataType.float && (inner?.type === DataType.float16 || inner?.type === DataType.bfloat16);
     if (!inner || !(widens || to === inner.type)) return undefined;
     return { ...inner, name, type: to, initializer: to === inner.type ? inner.initializer : undefined };
   }
@@ -64,7 +67,9 @@ export function findConstant(index: GraphIndex, name: string, depth = 0): Consta
 }
 
 /** The tensor of a Constant node, in whichever attribute it stands. */
-function constantOf(attributes: ReadonlyMap<string, import('../onnx/node.js').Attribute>): Tensor | undefined {
+function constantOf(
+  attributes: ReadonlyMap<string, import('../onnx/node.js').Attribute>,
+): Tensor | undefined {
   const value = attributes.get('value')?.tensor;
   if (value) return value;
   const make = (type: number, dims: number[], data: ArrayBufferView): Tensor =>

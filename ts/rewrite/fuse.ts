@@ -36,7 +36,10 @@ export function fuseModel(bytes: Uint8Array, options: FuseOptions = {}, source?:
   checkOptions('fuse', options, ['dtype', 'fallback']);
   const dtype = options.dtype ?? 'keep';
   if (!DTYPES.includes(dtype)) {
-    throw new QkvGemmError('INVALID_ARGUMENT', `fuse: dtype is '${String(dtype)}', expected one of ${DTYPES.join(', ')}.`);
+    throw new QkvGemmError(
+      'INVALID_ARGUMENT',
+      `fuse: dtype is '${String(dtype)}', expected one of ${DTYPES.join(', ')}.`,
+    );
   }
   const model = new Model(bytes);
   const index = new GraphIndex(model);
@@ -97,7 +100,8 @@ export function fuseModel(bytes: Uint8Array, options: FuseOptions = {}, source?:
 /** From IR version 4 on an initialiser among the graph's inputs is one that callers may override; before, it had to be there. */
 function raiseIrVersion(model: Model, version: number): void {
   if (model.irVersion < 4 && version >= 4) {
-    for (const input of model.graph.inputs) if (model.graph.initializers.has(input.name)) model.graph.removeInput(input.name);
+    for (const input of model.graph.inputs)
+      if (model.graph.initializers.has(input.name)) model.graph.removeInput(input.name);
   }
   model.requireIrVersion(version);
 }
@@ -108,7 +112,8 @@ function opName(domain: string, opType: string): string {
 
 function countOps(ops: Iterable<readonly [string, string]>): Record<string, number> {
   const counts = new Map<string, number>();
-  for (const [domain, opType] of ops) counts.set(opName(domain, opType), (counts.get(opName(domain, opType)) ?? 0) + 1);
+  for (const [domain, opType] of ops)
+    counts.set(opName(domain, opType), (counts.get(opName(domain, opType)) ?? 0) + 1);
   return Object.fromEntries([...counts].sort(([a], [b]) => (a < b ? -1 : 1)));
 }
 
@@ -140,7 +145,8 @@ class Rewrite {
     const { graph } = index.model;
     for (const node of graph.nodes) {
       for (const name of [node.name, ...node.inputs, ...node.outputs]) this.names.add(name);
-      for (const attribute of node.attributes.values()) for (const bytes of attribute.graphs) this.reserve(bytes, 0);
+      for (const attribute of node.attributes.values())
+        for (const bytes of attribute.graphs) this.reserve(bytes, 0);
     }
     for (const list of [graph.inputs, graph.outputs]) for (const { name } of list) this.names.add(name);
     for (const name of graph.initializers.keys()) this.names.add(name);
@@ -159,7 +165,9 @@ class Rewrite {
           }
         }
       } else if ([5, 11, 12].includes(field.number)) {
-        const name = readFields(field.value, 'a value').find((f) => f.number === (field.number === 5 ? 8 : 1));
+        const name = readFields(field.value, 'a value').find(
+          (f) => f.number === (field.number === 5 ? 8 : 1),
+        );
         if (name) this.names.add(text(name));
       }
     }
@@ -180,13 +188,27 @@ class Rewrite {
     const weights = assembleWeights(this.index, projections, this.dtype, name, this.unique, this.source);
     if (!weights.ok) {
       const at = weights.at ? { at: weights.at.label } : {};
-      return { node: norm.node.label, opType: norm.node.opType, rule: norm.rule, reason: weights.reason, ...at };
+      return {
+        node: norm.node.label,
+        opType: norm.node.opType,
+        rule: norm.rule,
+        reason: weights.reason,
+        ...at,
+      };
     }
     initializers.push(...weights.value.initializers);
     const k = projections[0]?.k ?? 0;
     const n = projections.reduce((sum, p) => sum + p.n, 0);
     const vector = (constant: typeof norm.gamma, what: string, fill: number): string =>
-      vectorOperand(this.index, constant, { length: k, fill }, type, () => this.unique(`${name}.${what}`), add, this.source);
+      vectorOperand(
+        this.index,
+        constant,
+        { length: k, fill },
+        type,
+        () => this.unique(`${name}.${what}`),
+        add,
+        this.source,
+      );
     const inputs = [norm.input, weights.value.weight, vector(norm.gamma, 'gamma', 1)];
     inputs.push(norm.normType === 'layer_norm' ? vector(norm.beta, 'beta', 0) : '');
     const bias = this.bias(site, name, add);
@@ -222,12 +244,17 @@ class Rewrite {
     };
   }
 
-  private bias({ projections, type }: Site, name: string, add: (parts: Uint8Array[]) => void): string | undefined {
+  private bias(
+    { projections, type }: Site,
+    name: string,
+    add: (parts: Uint8Array[]) => void,
+  ): string | undefined {
     const [only] = projections;
     const existing = only?.bias && storedName(this.index, only.bias);
     if (projections.length === 1 && only?.bias && existing !== undefined && only.biasFactor === 1) {
       const { tensor } = only.bias;
-      if (tensor.dims.length === 1 && (tensor.type === type || tensor.type === DataType.float)) return existing;
+      if (tensor.dims.length === 1 && (tensor.type === type || tensor.type === DataType.float))
+        return existing;
     }
     const values = joinBiases(projections, this.source);
     if (!values) return undefined;
@@ -250,7 +277,9 @@ class Rewrite {
     const dead = this.deadAliases(norm.output);
     return (
       this.index.isGraphOutput(norm.output) ||
-      this.index.readers(norm.output).some((r) => !this.removed.has(r) && !this.redirected.has(r) && !dead.has(r))
+      this.index
+        .readers(norm.output)
+        .some((r) => !this.removed.has(r) && !this.redirected.has(r) && !dead.has(r))
     );
   }
 
@@ -321,7 +350,10 @@ class Rewrite {
     const isDead = (node: Node): boolean =>
       (node.is('Identity') || node.is('Dropout')) &&
       node.outputs.every(
-        (name) => name === '' || (!this.index.isGraphOutput(name) && this.index.readers(name).every((r) => this.removed.has(r) || isDead(r))),
+        (name) =>
+          name === '' ||
+          (!this.index.isGraphOutput(name) &&
+            this.index.readers(name).every((r) => this.removed.has(r) || isDead(r))),
       );
     for (const reader of this.index.readers(output)) {
       if (this.removed.has(reader) || !isDead(reader)) continue;
@@ -367,12 +399,18 @@ class Rewrite {
     const change = (name: string, by: number): void => void counts.set(name, (counts.get(name) ?? 0) + by);
     for (const node of this.removed) change(opName(node.domain, node.opType), -1);
     for (const [domain, opType] of this.added) change(opName(domain, opType), 1);
-    return Object.fromEntries([...counts].filter(([, count]) => count > 0).sort(([a], [b]) => (a < b ? -1 : 1)));
+    return Object.fromEntries(
+      [...counts].filter(([, count]) => count > 0).sort(([a], [b]) => (a < b ? -1 : 1)),
+    );
   }
 }
 
 /** The same, as one array. */
-export function fuseBytes(bytes: Uint8Array, options: FuseOptions = {}, source?: DataSource): { model: Uint8Array; report: FuseReport } {
+export function fuseBytes(
+  bytes: Uint8Array,
+  options: FuseOptions = {},
+  source?: DataSource,
+): { model: Uint8Array; report: FuseReport } {
   const { parts, report } = fuseModel(bytes, options, source);
   return { model: parts.length === 1 && parts[0] ? parts[0] : concat(parts), report };
 }

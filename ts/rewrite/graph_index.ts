@@ -78,7 +78,8 @@ export class GraphIndex {
     if (this.types.has(name)) return this.types.get(name);
     if (depth > MAX_TYPE_DEPTH) return undefined;
     const { graph } = this.model;
-    let type = graph.initializers.get(name)?.type ?? this.inputTypes.get(name) ?? graph.valueInfos.get(name)?.type;
+    let type =
+      graph.initializers.get(name)?.type ?? this.inputTypes.get(name) ?? graph.valueInfos.get(name)?.type;
     const node = this.producers.get(name);
     if (type === undefined && node) {
       const first = TYPE_OF_INPUT[node.opType] ?? (TYPE_OF_FIRST_INPUT.has(node.opType) ? 0 : undefined);

@@ -20,7 +20,15 @@ const ATTENTION_OPS = new Set([
 /** Ops whose result says how large a value is, not what it is. */
 const SHAPE_OPS = new Set(['Shape', 'Size']);
 /** Products with constants under other names; what lies behind them is another layer. */
-const WEIGHTED_OPS = new Set(['MatMulNBits', 'MatMulInteger', 'QLinearMatMul', 'MatMulBnb4', 'FusedMatMul', 'Conv', 'ConvInteger']);
+const WEIGHTED_OPS = new Set([
+  'MatMulNBits',
+  'MatMulInteger',
+  'QLinearMatMul',
+  'MatMulBnb4',
+  'FusedMatMul',
+  'Conv',
+  'ConvInteger',
+]);
 const MAX_NODES = 4000;
 
 /** The attention that a value leads to: its products of computed values and attention operators. */
@@ -69,6 +77,7 @@ export function groupByAttention(
     }
     groups.push(merged);
   }
-  const byPosition = (a: Projection, b: Projection): number => index.position(a.node) - index.position(b.node);
+  const byPosition = (a: Projection, b: Projection): number =>
+    index.position(a.node) - index.position(b.node);
   return { groups: groups.map((group) => group.members.sort(byPosition)), others };
 }

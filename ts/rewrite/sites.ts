@@ -35,7 +35,8 @@ export function findSites(index: GraphIndex): { sites: Site[]; refused: Refusal[
       const found = siteOf(index, match.value, taken);
       if ('reason' in found) refused.push(refusal(node, rule.name, found));
       else {
-        for (const member of [...match.value.nodes, ...found.projections.flatMap((p) => p.nodes)]) taken.add(member);
+        for (const member of [...match.value.nodes, ...found.projections.flatMap((p) => p.nodes)])
+          taken.add(member);
         sites.push(found);
       }
       break;
@@ -50,7 +51,8 @@ function refusal(node: Node, rule: string, failure: Failure): Refusal {
 }
 
 function siteOf(index: GraphIndex, norm: Norm, taken: ReadonlySet<Node>): Site | Failure {
-  const failed = (reason: string, at?: Node): Failure => (at ? { ok: false, reason, at } : { ok: false, reason });
+  const failed = (reason: string, at?: Node): Failure =>
+    at ? { ok: false, reason, at } : { ok: false, reason };
   const overlap = norm.nodes.find((node) => taken.has(node));
   if (overlap) return failed('part of the norm belongs to another fused node', overlap);
 
@@ -80,9 +82,14 @@ function siteOf(index: GraphIndex, norm: Norm, taken: ReadonlySet<Node>): Site |
   }
   const [first] = group;
   const k = first?.k ?? 0;
-  for (const [what, vector] of [['scale', norm.gamma], ['shift', norm.beta]] as const) {
+  for (const [what, vector] of [
+    ['scale', norm.gamma],
+    ['shift', norm.beta],
+  ] as const) {
     if (vector && vector.tensor.count !== k) {
-      return failed(`the ${what} '${vector.name}' has ${vector.tensor.count} elements, the weights have K = ${k}`);
+      return failed(
+        `the ${what} '${vector.name}' has ${vector.tensor.count} elements, the weights have K = ${k}`,
+      );
     }
   }
   const mixed = group.find((p) => p.k !== k);
@@ -90,7 +97,10 @@ function siteOf(index: GraphIndex, norm: Norm, taken: ReadonlySet<Node>): Site |
   const type = index.typeOf(norm.input) ?? first?.weight.type ?? DataType.float;
   const other = group.find((p) => p.weight.type !== type);
   if (other) {
-    return failed(`the norm's input is ${dataTypeName(type)}, the weight '${other.weight.name}' ${dataTypeName(other.weight.type)}`, other.node);
+    return failed(
+      `the norm's input is ${dataTypeName(type)}, the weight '${other.weight.name}' ${dataTypeName(other.weight.type)}`,
+      other.node,
+    );
   }
   return { norm, projections: group, aliases, type };
 }

@@ -8,7 +8,16 @@ import type { Node } from '../../onnx/node.js';
 import { scalarOf } from '../constants.js';
 import type { GraphIndex } from '../graph_index.js';
 import { fail, type Match } from '../match.js';
-import { addScalar, checkEnclosed, meanOf, readTail, skipCast, squareOf, type Norm, type NormRule } from './norm.js';
+import {
+  addScalar,
+  checkEnclosed,
+  meanOf,
+  readTail,
+  skipCast,
+  squareOf,
+  type Norm,
+  type NormRule,
+} from './norm.js';
 
 /** v, where a node divides a value by sqrt(v). */
 interface Division {
@@ -21,7 +30,9 @@ function sqrtOf(index: GraphIndex, name: string): { node: Node; radicand: string
   const node = index.producers.get(name);
   const [a, b] = node?.inputs ?? [];
   if (!node || a === undefined) return undefined;
-  return node.is('Sqrt') || (node.is('Pow') && scalarOf(index, b) === 0.5) ? { node, radicand: a } : undefined;
+  return node.is('Sqrt') || (node.is('Pow') && scalarOf(index, b) === 0.5)
+    ? { node, radicand: a }
+    : undefined;
 }
 
 function reciprocalSqrtOf(index: GraphIndex, name: string): { nodes: Node[]; radicand: string } | undefined {
@@ -44,7 +55,10 @@ function divisionAt(index: GraphIndex, node: Node): Division | undefined {
       : undefined;
   }
   if (!node.is('Mul')) return undefined;
-  for (const [dividend, factor] of [[a, b], [b, a]] as const) {
+  for (const [dividend, factor] of [
+    [a, b],
+    [b, a],
+  ] as const) {
     const inverse = reciprocalSqrtOf(index, factor);
     if (inverse) return { dividend, radicand: inverse.radicand, nodes: [node, ...inverse.nodes] };
   }
@@ -59,10 +73,17 @@ function centred(index: GraphIndex, d: string): Match<{ input: string; nodes: No
   const mean = meanOf(index, m);
   if (!mean) return undefined;
   if (!mean.ok) return mean;
-  return mean.value.input === x ? { ok: true, value: { input: x, nodes: [node, mean.value.node] } } : undefined;
+  return mean.value.input === x
+    ? { ok: true, value: { input: x, nodes: [node, mean.value.node] } }
+    : undefined;
 }
 
-function match(index: GraphIndex, node: Node, normType: Norm['normType'], rule: string): Match<Norm> | undefined {
+function match(
+  index: GraphIndex,
+  node: Node,
+  normType: Norm['normType'],
+  rule: string,
+): Match<Norm> | undefined {
   const division = divisionAt(index, node);
   const sum = division && addScalar(index, division.radicand);
   const mean = sum && meanOf(index, sum.input);
@@ -84,17 +105,22 @@ function match(index: GraphIndex, node: Node, normType: Norm['normType'], rule: 
     const other = square.input === division.dividend ? undefined : centred(index, square.input);
     if (square.input !== division.dividend) {
       if (!other?.ok || other.value.input !== input) {
-        return fail(`the squares are of '${square.input}', not of the numerator '${division.dividend}'`, square.node);
+        return fail(
+          `the squares are of '${square.input}', not of the numerator '${division.dividend}'`,
+          square.node,
+        );
       }
       nodes.push(...other.value.nodes);
     }
   } else if (square.input !== input) {
     const [a, b] = [skipCast(index, square.input), skipCast(index, input)];
-    if (a.source !== b.source) return fail(`the squares are of '${square.input}', not of the numerator '${input}'`, square.node);
+    if (a.source !== b.source)
+      return fail(`the squares are of '${square.input}', not of the numerator '${input}'`, square.node);
     if (a.cast) nodes.push(a.cast);
   }
   const epsilon = sum.scalar;
-  if (!(epsilon >= 0) || !Number.isFinite(epsilon)) return fail(`epsilon is ${epsilon}, expected a number >= 0`, sum.node);
+  if (!(epsilon >= 0) || !Number.isFinite(epsilon))
+    return fail(`epsilon is ${epsilon}, expected a number >= 0`, sum.node);
 
   const entry = skipCast(index, input);
   const value = node.outputs[0] ?? '';
@@ -106,22 +132,38 @@ function match(index: GraphIndex, node: Node, normType: Norm['normType'], rule: 
     const from = index.typeOf(entry.source);
     const to = index.typeOf(tail.output);
     if (from === undefined || from !== to) {
-      const name = (type: number | undefined): string => (type === undefined ? 'an unknown type' : dataTypeName(type));
-      return fail(`x is ${name(from)} and the normalised value ${name(to)}; the fused op gives x's type`, cast);
+      const name = (type: number | undefined): string =>
+        type === undefined ? 'an unknown type' : dataTypeName(type);
+      return fail(
+        `x is ${name(from)} and the normalised value ${name(to)}; the fused op gives x's type`,
+        cast,
+      );
     }
   }
   if (entry.cast) {
-    if (entry.cast.integer('to', 0) !== DataType.float) return fail('x is cast, but not to float32', entry.cast);
+    if (entry.cast.integer('to', 0) !== DataType.float)
+      return fail('x is cast, but not to float32', entry.cast);
     input = entry.source;
     // The Cast may serve other readers as well; it goes with the norm only if nobody else needs it.
-    if (index.readers(entry.cast.outputs[0] ?? '').every((reader) => nodes.includes(reader))) nodes.push(entry.cast);
+    if (index.readers(entry.cast.outputs[0] ?? '').every((reader) => nodes.includes(reader)))
+      nodes.push(entry.cast);
   }
   const unique = [...new Set(nodes)].sort((a, b) => index.position(a) - index.position(b));
   const enclosed = checkEnclosed(index, unique, tail.output);
   if (!enclosed.ok) return enclosed;
   return {
     ok: true,
-    value: { rule, normType, epsilon, input, output: tail.output, gamma: tail.gamma, beta: tail.beta, node, nodes: unique },
+    value: {
+      rule,
+      normType,
+      epsilon,
+      input,
+      output: tail.output,
+      gamma: tail.gamma,
+      beta: tail.beta,
+      node,
+      nodes: unique,
+    },
   };
 }
 

@@ -16,19 +16,35 @@ function single(opType: string, ruleName: string, normType: 'layer_norm' | 'rms_
       if (input === undefined || output === undefined) return undefined;
       const axis = checkLastAxis(index, node.integer('axis', -1), input, node);
       if (!axis.ok) return axis;
-      const extra = further.find((name) => name !== '' && (index.readers(name).length > 0 || index.isGraphOutput(name)));
-      if (extra !== undefined) return fail(`output '${extra}' (a statistic) is used, and the fused op does not give it`, node);
+      const extra = further.find(
+        (name) => name !== '' && (index.readers(name).length > 0 || index.isGraphOutput(name)),
+      );
+      if (extra !== undefined)
+        return fail(`output '${extra}' (a statistic) is used, and the fused op does not give it`, node);
       // float32 statistics are what the fused op computes; 16-bit ones would be another result.
       const stash = node.integer('stash_type', 1);
       if (stash !== 1) return fail(`stash_type is ${stash}, expected 1 (float32 statistics)`, node);
       const gamma = vectorInput(index, node, 1, 'the scale');
       if (!gamma.ok) return gamma;
-      const beta = normType === 'layer_norm' ? vectorInput(index, node, 2, 'the shift') : { ok: true as const, value: undefined };
+      const beta =
+        normType === 'layer_norm'
+          ? vectorInput(index, node, 2, 'the shift')
+          : { ok: true as const, value: undefined };
       if (!beta.ok) return beta;
       const epsilon = node.float('epsilon', Math.fround(1e-5));
       return {
         ok: true,
-        value: { rule: ruleName, normType, epsilon, input, output, gamma: gamma.value, beta: beta.value, node, nodes: [node] },
+        value: {
+          rule: ruleName,
+          normType,
+          epsilon,
+          input,
+          output,
+          gamma: gamma.value,
+          beta: beta.value,
+          node,
+          nodes: [node],
+        },
       };
     },
   };

@@ -1,7 +1,14 @@
 /** What a norm rule finds, and the pieces that rules share. */
 import { DataType, dataTypeName } from '../../onnx/tensor.js';
 import type { Node } from '../../onnx/node.js';
-import { findConstant, integersOf, scalarOf, vectorLength, whyNotConstant, type Constant } from '../constants.js';
+import {
+  findConstant,
+  integersOf,
+  scalarOf,
+  vectorLength,
+  whyNotConstant,
+  type Constant,
+} from '../constants.js';
 import type { GraphIndex } from '../graph_index.js';
 import { fail, type Match } from '../match.js';
 
@@ -34,20 +41,32 @@ export function checkEnclosed(index: GraphIndex, nodes: readonly Node[], output:
       if (name === '' || name === output) continue;
       if (index.isGraphOutput(name)) return fail(`intermediate value '${name}' is a graph output`, node);
       const outside = index.readers(name).find((reader) => !inside.has(reader));
-      if (outside) return fail(`intermediate value '${name}' is also read by ${outside.opType} '${outside.label}'`, node);
+      if (outside)
+        return fail(
+          `intermediate value '${name}' is also read by ${outside.opType} '${outside.label}'`,
+          node,
+        );
     }
   }
   return { ok: true, value: undefined };
 }
 
 /** A constant vector [K] (or [1, ..., K]) of a float type for gamma or beta; undefined where there is no such input. */
-export function vectorInput(index: GraphIndex, node: Node, position: number, what: string): Match<Constant | undefined> {
+export function vectorInput(
+  index: GraphIndex,
+  node: Node,
+  position: number,
+  what: string,
+): Match<Constant | undefined> {
   const name = node.inputs[position];
   if (name === undefined || name === '') return { ok: true, value: undefined };
   const constant = findConstant(index, name);
   if (!constant) return fail(`${what} is not constant: ${whyNotConstant(index, name)}`, node);
   if (constant.tensor.dims.length !== 1) {
-    return fail(`${what} '${name}' has shape [${constant.tensor.dims.join(', ')}], expected one dimension [K]`, node);
+    return fail(
+      `${what} '${name}' has shape [${constant.tensor.dims.join(', ')}], expected one dimension [K]`,
+      node,
+    );
   }
   return checkFloat(constant, what, node);
 }
@@ -55,7 +74,10 @@ export function vectorInput(index: GraphIndex, node: Node, position: number, wha
 export function checkFloat(constant: Constant, what: string, node: Node): Match<Constant> {
   const floats: readonly number[] = [DataType.float, DataType.float16, DataType.bfloat16];
   if (!floats.includes(constant.type)) {
-    return fail(`${what} '${constant.name}' is ${dataTypeName(constant.type)}, expected float32, float16 or bfloat16`, node);
+    return fail(
+      `${what} '${constant.name}' is ${dataTypeName(constant.type)}, expected float32, float16 or bfloat16`,
+      node,
+    );
   }
   return { ok: true, value: constant };
 }
@@ -66,17 +88,24 @@ export function checkLastAxis(index: GraphIndex, axis: number, value: string, no
   const { graph } = index.model;
   const dims = graph.valueInfos.get(value)?.dims ?? graph.inputs.find((input) => input.name === value)?.dims;
   if (axis > 0 && dims && axis === dims.length - 1) return { ok: true, value: undefined };
-  return fail(`axis is ${axis}${dims ? ` of ${dims.length} dimensions` : ', rank unknown'}, expected the last (-1)`, node);
+  return fail(
+    `axis is ${axis}${dims ? ` of ${dims.length} dimensions` : ', rank unknown'}, expected the last (-1)`,
+    node,
+  );
 }
 
 /** ReduceMean over the last axis with keepdims: what it reduces. Axes are an attribute or, from opset 18 on, an input. */
-export function meanOf(index: GraphIndex, name: string | undefined): Match<{ node: Node; input: string }> | undefined {
+export function meanOf(
+  index: GraphIndex,
+  name: string | undefined,
+): Match<{ node: Node; input: string }> | undefined {
   const node = name === undefined ? undefined : index.producers.get(name);
   const input = node?.inputs[0];
   if (!node?.is('ReduceMean') || input === undefined) return undefined;
   const axesInput = node.inputs[1];
   const axes = axesInput ? integersOf(findConstant(index, axesInput)) : node.integers('axes');
-  if (axes?.length !== 1) return fail(`ReduceMean has axes [${axes?.join(', ') ?? 'not constant, or all'}], expected [-1]`, node);
+  if (axes?.length !== 1)
+    return fail(`ReduceMean has axes [${axes?.join(', ') ?? 'not constant, or all'}], expected [-1]`, node);
   const axis = checkLastAxis(index, axes[0] ?? 0, input, node);
   if (!axis.ok) return axis;
   if (node.integer('keepdims', 1) !== 1) return fail('ReduceMean has keepdims=0, expected 1', node);
@@ -94,7 +123,10 @@ export function squareOf(index: GraphIndex, name: string): { node: Node; input: 
 }
 
 /** name = a + c with a constant scalar c, in either order. */
-export function addScalar(index: GraphIndex, name: string): { node: Node; input: string; scalar: number } | undefined {
+export function addScalar(
+  index: GraphIndex,
+  name: string,
+): { node: Node; input: string; scalar: number } | undefined {
   const node = index.producers.get(name);
   const [a, b] = node?.inputs ?? [];
   if (!node?.is('Add') || a === undefined || b === undefined) return undefined;

@@ -23,7 +23,8 @@ export const gemm: ProjectionRule = {
       input = reshaped;
     }
     const output = node.outputs[0];
-    if (!node.is('Gemm') || node.inputs[0] !== input || node.inputs[1] === input || output === undefined) return undefined;
+    if (!node.is('Gemm') || node.inputs[0] !== input || node.inputs[1] === input || output === undefined)
+      return undefined;
     if (node.integer('transA', 0) !== 0) return fail('Gemm has transA=1, expected 0', node);
     const found = weightOf(index, node, 1);
     if (!found.ok) return found;
@@ -34,7 +35,8 @@ export const gemm: ProjectionRule = {
     const bias = c ? findConstant(index, c) : undefined;
     const biasFactor = node.float('beta', 1);
     if (c && !bias) return fail(`C is not constant: ${whyNotConstant(index, c)}`, node);
-    const length = bias?.tensor.dims.length === 2 && bias.tensor.dims[0] === 1 ? bias.tensor.dims[1] : vectorLength(bias);
+    const length =
+      bias?.tensor.dims.length === 2 && bias.tensor.dims[0] === 1 ? bias.tensor.dims[1] : vectorLength(bias);
     if (bias && biasFactor !== 0 && (length !== n || bias.transposed)) {
       return fail(`C has shape [${bias.tensor.dims.join(', ')}], expected [N] = [${n}]`, node);
     }

@@ -5,7 +5,8 @@ export const matMul: ProjectionRule = {
   name: 'matmul',
   match(index, node, value) {
     const product = node.outputs[0];
-    if (!node.is('MatMul') || node.inputs[0] !== value || node.inputs[1] === value || product === undefined) return undefined;
+    if (!node.is('MatMul') || node.inputs[0] !== value || node.inputs[1] === value || product === undefined)
+      return undefined;
     const found = weightOf(index, node, 1);
     if (!found.ok) return found;
     const { weight, k, n } = found.value;

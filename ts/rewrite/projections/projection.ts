@@ -44,14 +44,18 @@ export function weightOf(
   const weight = findConstant(index, name);
   if (!weight) return fail(`the weight is not constant: ${whyNotConstant(index, name)}`, node);
   const { dims, type } = weight.tensor;
-  if (dims.length !== 2) return fail(`the weight '${name}' has shape [${dims.join(', ')}], expected two dimensions`, node);
+  if (dims.length !== 2)
+    return fail(`the weight '${name}' has shape [${dims.join(', ')}], expected two dimensions`, node);
   const floats: readonly number[] = [DataType.float, DataType.float16, DataType.bfloat16];
   if (!floats.includes(type)) {
     return fail(`the weight '${name}' is ${dataTypeName(type)}, expected float32, float16 or bfloat16`, node);
   }
   const [rows = 0, columns = 0] = dims;
   if (rows === 0 || columns === 0) return fail(`the weight '${name}' is empty, [${dims.join(', ')}]`, node);
-  return { ok: true, value: { weight, k: weight.transposed ? columns : rows, n: weight.transposed ? rows : columns } };
+  return {
+    ok: true,
+    value: { weight, k: weight.transposed ? columns : rows, n: weight.transposed ? rows : columns },
+  };
 }
 
 /** An Add of a constant [N] behind a product, if the product is read by nothing else. */
@@ -62,7 +66,8 @@ export function biasBehind(
 ): { node: Node; bias: Constant; output: string } | undefined {
   const [reader, ...others] = index.readers(product);
   const output = reader?.outputs[0];
-  if (!reader?.is('Add') || others.length > 0 || output === undefined || index.isGraphOutput(product)) return undefined;
+  if (!reader?.is('Add') || others.length > 0 || output === undefined || index.isGraphOutput(product))
+    return undefined;
   const [a, b] = reader.inputs;
   const other = a === product ? b : a;
   const bias = other === undefined || other === product ? undefined : findConstant(index, other);

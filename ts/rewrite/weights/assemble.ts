@@ -50,7 +50,10 @@ export function assembleWeights(
   const keep = dtype === 'keep' || (dtype !== 'int8' && TARGET[dtype] === stored);
   const existing = storedName(index, first.weight);
   if (keep && plain && projections.length === 1 && existing !== undefined) {
-    return { ok: true, value: { weight: existing, type: stored, transposed: first.weightTransposed, initializers: [] } };
+    return {
+      ok: true,
+      value: { weight: existing, type: stored, transposed: first.weightTransposed, initializers: [] },
+    };
   }
   const transposed = projections.every((p) => p.weightTransposed);
   const k = first.k;
@@ -59,7 +62,11 @@ export function assembleWeights(
   const name = unique(`${base}.weight`);
   const dims = transposed ? [n, k] : [k, n];
   const tensor = (type: number, bytes: Uint8Array): Uint8Array[] => encodeTensor(name, type, dims, bytes);
-  if (keep) return { ok: true, value: { weight: name, type: stored, transposed, initializers: [tensor(stored, data)] } };
+  if (keep)
+    return {
+      ok: true,
+      value: { weight: name, type: stored, transposed, initializers: [tensor(stored, data)] },
+    };
 
   const values = toFloat32(data, stored);
   if (dtype === 'int8') {
@@ -67,7 +74,8 @@ export function assembleWeights(
     try {
       quantized = quantizeInt8(values, k, n, transposed);
     } catch (error) {
-      if (error instanceof RangeError) return fail(`the weights cannot be int8: ${error.message}`, first.node);
+      if (error instanceof RangeError)
+        return fail(`the weights cannot be int8: ${error.message}`, first.node);
       throw error;
     }
     const scale = unique(`${base}.scale`);
@@ -156,12 +164,20 @@ export function vectorOperand(
   }
   const values = constant && floatsOf(constant, source);
   const fresh = name();
-  add([encodeVector(fresh, values ? Float32Array.from(values) : new Float32Array(otherwise.length).fill(otherwise.fill))]);
+  add([
+    encodeVector(
+      fresh,
+      values ? Float32Array.from(values) : new Float32Array(otherwise.length).fill(otherwise.fill),
+    ),
+  ]);
   return fresh;
 }
 
 /** Biases of all projections in one vector [N]; zeros where one has none. Undefined where none has any. */
-export function joinBiases(projections: readonly Projection[], source?: DataSource): Float32Array | undefined {
+export function joinBiases(
+  projections: readonly Projection[],
+  source?: DataSource,
+): Float32Array | undefined {
   if (projections.every((p) => p.bias === undefined)) return undefined;
   const result = new Float32Array(projections.reduce((sum, p) => sum + p.n, 0));
   let at = 0;
@@ -172,4 +188,3 @@ export function joinBiases(projections: readonly Projection[], source?: DataSour
   }
   return result;
 }
-

@@ -86,7 +86,8 @@ export function transpose(bytes: Uint8Array, rows: number, columns: number, size
   for (let r0 = 0; r0 < rows; r0 += block) {
     for (let c0 = 0; c0 < columns; c0 += block) {
       for (let r = r0; r < Math.min(rows, r0 + block); r++) {
-        for (let c = c0; c < Math.min(columns, c0 + block); c++) to[c * rows + r] = from[r * columns + c] ?? 0;
+        for (let c = c0; c < Math.min(columns, c0 + block); c++)
+          to[c * rows + r] = from[r * columns + c] ?? 0;
       }
     }
   }
@@ -108,7 +109,9 @@ export interface Quantized {
  */
 export function quantizeInt8(values: Float32Array, k: number, n: number, transposed: boolean): Quantized {
   const scale = new Float32Array(n);
-  const at = transposed ? (row: number, column: number) => column * k + row : (row: number, column: number) => row * n + column;
+  const at = transposed
+    ? (row: number, column: number) => column * k + row
+    : (row: number, column: number) => row * n + column;
   const visit = (fn: (i: number, column: number) => void): void => {
     if (transposed) for (let c = 0; c < n; c++) for (let r = 0; r < k; r++) fn(at(r, c), c);
     else for (let r = 0; r < k; r++) for (let c = 0; c < n; c++) fn(at(r, c), c);

@@ -1,0 +1,47 @@
+/** The corpus of exported models, where it is present: ONNX's backend-test layout, one folder a model. */
+import fs from 'node:fs';
+import path from 'node:path';
+import { fileURLToPath } from 'node:url';
+import * as ort from 'onnxruntime-node';
+import { DataType, Tensor } from '../../ts/onnx/tensor.js';
+
+const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '..', '..');
+export const corpusFolder = process.env.QKVGEMM_CORPUS ?? path.resolve(root, '..', 'shared', 'corpus');
+
+/** Names of the corpus models; empty, with a note on the console, where the corpus is not there. */
+export function corpusModels(): string[] {
+  if (!fs.existsSync(corpusFolder)) {
+    console.log(`  (the model corpus is not at ${corpusFolder}; set QKVGEMM_CORPUS to test with it)`);
+    return [];
+  }
+  return fs
+    .readdirSync(corpusFolder)
+    .filter((name) => fs.existsSync(path.join(corpusFolder, name, 'model.onnx')))
+    .sort();
+}
+
+export function corpusModel(name: string): Uint8Array {
+  return new Uint8Array(fs.readFileSync(path.join(corpusFolder, name, 'model.onnx')));
+}
+
+/** The inputs that come with a model, in the order of its graph inputs. */
+export function corpusInputs(name: string): ort.Tensor[] {
+  const folder = path.join(corpusFolder, name, 'test_data_set_0');
+  const files = fs.readdirSync(folder).filter((file) => /^input_\d+\.pb$/.test(file));
+  return files.map((_, i) =>
+    toOrt(new Tensor(new Uint8Array(fs.readFileSync(path.join(folder, `input_${i}.pb`))), `input ${i}`)),
+  );
+}
+
+function toOrt(tensor: Tensor): ort.Tensor {
+  const data = tensor.bytes().slice().buffer;
+  const dims = [...tensor.dims];
+  switch (tensor.type) {
+    case DataType.float: return new ort.Tensor('float32', new Float32Array(data), dims);
+    case DataType.int64: return new ort.Tensor('int64', new BigInt64Array(data), dims);
+    case DataType.int32: return new ort.Tensor('int32', new Int32Array(data), dims);
+    case DataType.bool: return new ort.Tensor('bool', new Uint8Array(data), dims);
+    case DataType.float16: return new ort.Tensor('float16', new Uint16Array(data), dims);
+    default: throw new Error(`corpus input of type ${tensor.type}`);
+  } // prettier-ignore
+}

@@ -1,0 +1,52 @@
+/** Running a model and comparing what came out. */
+import * as ort from 'onnxruntime-node';
+import { DataType } from '../../ts/onnx/tensor.js';
+import { toFloat32 } from '../../ts/rewrite/weights/convert.js';
+
+/** ONNX Runtime's warnings are noise in a test report; its errors come as exceptions. */
+export const quiet: ort.InferenceSession.SessionOptions = { logSeverityLevel: 4 };
+
+/** First to last output of a model as float32, run on inputs in graph order. */
+export async function runModel(
+  model: Uint8Array,
+  inputs: readonly ort.Tensor[],
+  options: ort.InferenceSession.SessionOptions = quiet,
+): Promise<Float32Array[]> {
+  const session = await ort.InferenceSession.create(model, options);
+  try {
+    const feeds = Object.fromEntries(session.inputNames.map((name, i) => [name, inputs[i] as ort.Tensor]));
+    const results = await session.run(feeds);
+    return session.outputNames.map((name) => floats(results[name] as ort.Tensor));
+  } finally {
+    await session.release();
+  }
+}
+
+function floats(tensor: ort.Tensor): Float32Array {
+  if (tensor.type === 'float32') return tensor.data as Float32Array;
+  if (tensor.type === 'float16') {
+    const bits = tensor.data as Uint16Array;
+    return toFloat32(new Uint8Array(bits.buffer, bits.byteOffset, bits.byteLength), DataType.float16);
+  }
+  return Float32Array.from(tensor.data as ArrayLike<number>, Number);
+}
+
+/** Largest difference over the largest magnitude of `expected`; Infinity where anything is not a number. */
+export function difference(expected: Float32Array, actual: Float32Array): number {
+  if (expected.length !== actual.length) return Infinity;
+  let largest = 0;
+  let worst = 0;
+  for (let i = 0; i < expected.length; i++) {
+    const e = expected[i] ?? NaN;
+    const d = Math.abs(e - (actual[i] ?? NaN));
+    if (!(d < Infinity)) return Infinity;
+    largest = Math.max(largest, Math.abs(e));
+    worst = Math.max(worst, d);
+  }
+  return largest === 0 ? worst : worst / largest;
+}
+
+export function worstDifference(expected: readonly Float32Array[], actual: readonly Float32Array[]): number {
+  if (expected.length !== actual.length) return Infinity;
+  return Math.max(...expected.map((e, i) => difference(e, actual[i] ?? new Float32Array())));
+}
