@@ -53,7 +53,7 @@ export function withCustomOps(options: SessionOptions, libraries: readonly strin
     return resolved;
   });
   installSessionHook();
-  const extra = (options.extra ?? {});
+  const extra = options.extra ?? {};
   const customOps = (extra.custom_ops ?? {}) as Record<string, unknown>;
   const before = typeof customOps.libraries === 'string' ? customOps.libraries.split(SEPARATOR) : [];
   // Registering one library twice in a session would be an error: its domain is there already.

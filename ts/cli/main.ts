@@ -1,0 +1,69 @@
+#!/usr/bin/env node
+/** The command `qkvgemm`. */
+import { Command, CommanderError, Option } from 'commander';
+import { createRequire } from 'node:module';
+import { QkvGemmError } from '../errors.js';
+import { EXIT } from './exit.js';
+import { fuseCommand, type FuseFlags } from './fuse.js';
+import { infoCommand } from './info.js';
+
+const HELP = `
+Exit codes:
+  0  done
+  1  a file, a model or the machine is not as needed; the message says what and where
+  2  the command line is wrong
+  3  nothing could be fused; nothing was written
+
+Examples:
+  qkvgemm fuse model.onnx                          writes model.fused.onnx
+  qkvgemm fuse model.onnx -o out.onnx --dtype int8
+  qkvgemm fuse model.onnx --dry-run --explain      writes nothing, says why each norm was or was not fused
+  qkvgemm info --json
+`;
+
+const { version } = createRequire(import.meta.url)('../../package.json') as { version: string };
+
+export async function main(args: readonly string[]): Promise<number> {
+  const program = new Command('qkvgemm')
+    .description('Norm + QKV projection as one operator in ONNX models.')
+    .version(version)
+    .exitOverride()
+    .showHelpAfterError('(qkvgemm --help shows all options)')
+    .addHelpText('after', HELP);
+  let code: number = EXIT.ok;
+  program
+    .command('fuse')
+    .description('rewrite a model: each norm + QKV projection becomes one com.deepspeed.QKVGemm node')
+    .argument('<in>', 'model file')
+    .argument('[out]', 'output file; default: IN with .fused.onnx')
+    .option('-o, --output <file>', 'output file')
+    .addOption(new Option('--dtype <type>', 'type of the fused weights').choices(['keep', 'fp16', 'bf16', 'int8']).default('keep'))
+    .option('--no-fallback', 'leave out the function body: the model then needs the library')
+    .option('--no-verify', 'do not load the result in onnxruntime-node before it is written')
+    .option('--dry-run', 'write nothing')
+    .option('--explain', 'say of each norm what became of it, and why')
+    .option('--overwrite', 'replace an existing output')
+    .option('--json', 'print one JSON object instead of text')
+    .action(async (input: string, output: string | undefined, flags: FuseFlags) => {
+      code = await fuseCommand(input, output, flags);
+    });
+  program
+    .command('info')
+    .description('library path, instruction set, ONNX Runtime versions and providers')
+    .option('--json', 'print one JSON object instead of text')
+    .action(async (flags: { json?: boolean }) => {
+      code = await infoCommand(flags);
+    });
+  try {
+    await program.parseAsync(args, { from: 'user' });
+    return code;
+  } catch (error) {
+    if (error instanceof CommanderError) return error.exitCode === 0 ? EXIT.ok : EXIT.usage;
+    if (!(error instanceof QkvGemmError)) throw error;
+    if (args.includes('--json')) console.log(JSON.stringify({ error: { code: error.code, message: error.message } }));
+    console.error(`qkvgemm: ${error.message}`);
+    return EXIT.failed;
+  }
+}
+
+process.exitCode = await main(process.argv.slice(2));

@@ -1,0 +1,43 @@
+/**
+ * onnx-qkv-gemm: ONNX models with norm + QKV projection as one operator, and sessions that run it.
+ *
+ * @packageDocumentation
+ */
+import { concat } from './onnx/wire.js';
+import { fusePath } from './fuse_file.js';
+import { fuseModel } from './rewrite/fuse.js';
+import type { FuseOptions } from './rewrite/options.js';
+import type { FuseReport } from './rewrite/report.js';
+
+export { QkvGemmError, type QkvGemmErrorCode } from './errors.js';
+export { fuseFile, type FuseFileOptions } from './fuse_file.js';
+export type { FuseOptions } from './rewrite/options.js';
+export type { FusedSite, FuseReport, Refusal, WeightType } from './rewrite/report.js';
+export {
+  libraryPath,
+  withCustomOps,
+  withQkvGemm,
+  type QkvGemmLibraryOptions,
+} from './session/index.js';
+
+export interface FuseResult {
+  /** The rewritten model; the input's bytes where nothing was fused. */
+  model: Uint8Array;
+  report: FuseReport;
+}
+
+/**
+ * Rewrites a model: each norm with the projections to queries, keys and values becomes one `com.deepspeed.QKVGemm` node.
+ * What the rewrite does not touch stays byte for byte.
+ *
+ * @param model bytes of a ModelProto, or the path of a model file. External data is found from a path only; the result
+ *   still refers to what was not fused, relative to the same folder.
+ * @returns the rewritten model's bytes and what was done and not done.
+ * @throws QkvGemmError with a stable `code`; see `QkvGemmErrorCode`.
+ */
+export function fuse(model: Uint8Array | string, options: FuseOptions = {}): Promise<FuseResult> {
+  return new Promise((resolve) => {
+    const { parts, report } = typeof model === 'string' ? fusePath(model, options) : fuseModel(model, options);
+    resolve({ model: parts.length === 1 && parts[0] ? parts[0] : concat(parts), report });
+  });
+}
