@@ -19,7 +19,8 @@ function reason(error: unknown): string {
 export function readModelFile(file: string): Uint8Array {
   const stat = fs.statSync(file, { throwIfNoEntry: false });
   if (!stat) throw new QkvGemmError('FILE_NOT_FOUND', `'${file}' does not exist. Check the path.`);
-  if (!stat.isFile()) throw new QkvGemmError('FILE_NOT_READABLE', `'${file}' is not a file. Give the path of a .onnx file.`);
+  if (!stat.isFile())
+    throw new QkvGemmError('FILE_NOT_READABLE', `'${file}' is not a file. Give the path of a .onnx file.`);
   if (stat.size > MAX_PROTOBUF) {
     throw new QkvGemmError(
       'UNSUPPORTED_MODEL',
@@ -30,7 +31,9 @@ export function readModelFile(file: string): Uint8Array {
     const buffer = fs.readFileSync(file);
     return new Uint8Array(buffer.buffer, buffer.byteOffset, buffer.byteLength);
   } catch (error) {
-    throw new QkvGemmError('FILE_NOT_READABLE', `'${file}' cannot be read: ${reason(error)}.`, { cause: error });
+    throw new QkvGemmError('FILE_NOT_READABLE', `'${file}' cannot be read: ${reason(error)}.`, {
+      cause: error,
+    });
   }
 }
 
@@ -42,8 +45,10 @@ function externalPath(folder: string, location: string, tensor: string): string 
       `Tensor '${tensor}' is stored in '${location}', outside the model's folder '${folder}'. Such paths are not followed; move the file beside the model.`,
     );
   const file = path.resolve(folder, location);
-  const inside = (base: string, target: string): boolean => target.startsWith(base.endsWith(path.sep) ? base : base + path.sep);
-  if (path.isAbsolute(location) || location.includes('\0') || !inside(path.resolve(folder), file)) throw outside();
+  const inside = (base: string, target: string): boolean =>
+    target.startsWith(base.endsWith(path.sep) ? base : base + path.sep);
+  if (path.isAbsolute(location) || location.includes('\0') || !inside(path.resolve(folder), file))
+    throw outside();
   if (!fs.existsSync(file)) {
     throw new QkvGemmError(
       'EXTERNAL_DATA',
@@ -72,9 +77,10 @@ export class FolderSource implements DataSource {
     const result = new Uint8Array(bytes);
     const handle = fs.openSync(file, 'r');
     try {
-      for (let at = 0; at < bytes; ) {
+      for (let at = 0; at < bytes;) {
         const count = fs.readSync(handle, result, at, Math.min(bytes - at, 2 ** 30), offset + at);
-        if (count === 0) throw new QkvGemmError('EXTERNAL_DATA', `'${file}' ended while tensor '${tensor}' was read.`);
+        if (count === 0)
+          throw new QkvGemmError('EXTERNAL_DATA', `'${file}' ended while tensor '${tensor}' was read.`);
         at += count;
       }
     } finally {
@@ -107,16 +113,26 @@ export interface WriteOptions {
 export function checkWritable(file: string, options: WriteOptions = {}): void {
   const input = options.inputs?.find((other) => sameFile(file, other));
   if (input !== undefined) {
-    throw new QkvGemmError('INVALID_ARGUMENT', `The output '${file}' is the input '${input}'. Choose another name; inputs are never overwritten.`);
+    throw new QkvGemmError(
+      'INVALID_ARGUMENT',
+      `The output '${file}' is the input '${input}'. Choose another name; inputs are never overwritten.`,
+    );
   }
   const existing = fs.statSync(file, { throwIfNoEntry: false });
-  if (existing?.isDirectory()) throw new QkvGemmError('FILE_NOT_WRITABLE', `The output '${file}' is a folder. Give a file name.`);
+  if (existing?.isDirectory())
+    throw new QkvGemmError('FILE_NOT_WRITABLE', `The output '${file}' is a folder. Give a file name.`);
   if (existing && !options.overwrite) {
-    throw new QkvGemmError('FILE_EXISTS', `The output '${file}' exists. Choose another name, or allow it with --overwrite.`);
+    throw new QkvGemmError(
+      'FILE_EXISTS',
+      `The output '${file}' exists. Choose another name, or allow it with --overwrite.`,
+    );
   }
   const folder = path.dirname(path.resolve(file));
   if (!fs.statSync(folder, { throwIfNoEntry: false })?.isDirectory()) {
-    throw new QkvGemmError('FILE_NOT_WRITABLE', `The output '${file}' cannot be written: '${folder}' is no folder.`);
+    throw new QkvGemmError(
+      'FILE_NOT_WRITABLE',
+      `The output '${file}' cannot be written: '${folder}' is no folder.`,
+    );
   }
 }
 
@@ -133,9 +149,15 @@ export async function writeFileWhole(
   checkWritable(file, options);
   const total = parts.reduce((sum, part) => sum + part.length, 0);
   if (total > MAX_PROTOBUF) {
-    throw new QkvGemmError('UNSUPPORTED_MODEL', `The rewritten model would have ${total} bytes; a model file holds at most 2 GB.`);
+    throw new QkvGemmError(
+      'UNSUPPORTED_MODEL',
+      `The rewritten model would have ${total} bytes; a model file holds at most 2 GB.`,
+    );
   }
-  const temporary = path.join(path.dirname(file), `.${path.basename(file)}.${crypto.randomBytes(6).toString('hex')}.tmp`);
+  const temporary = path.join(
+    path.dirname(file),
+    `.${path.basename(file)}.${crypto.randomBytes(6).toString('hex')}.tmp`,
+  );
   const remove = (): void => fs.rmSync(temporary, { force: true });
   const interrupted = (signal: NodeJS.Signals): void => {
     remove();
@@ -147,14 +169,19 @@ export async function writeFileWhole(
       const handle = fs.openSync(temporary, 'wx');
       try {
         for (const part of parts) {
-          for (let at = 0; at < part.length; ) at += fs.writeSync(handle, part, at, Math.min(part.length - at, 2 ** 30));
+          for (let at = 0; at < part.length;)
+            at += fs.writeSync(handle, part, at, Math.min(part.length - at, 2 ** 30));
         }
         fs.fsyncSync(handle);
       } finally {
         fs.closeSync(handle);
       }
     } catch (error) {
-      throw new QkvGemmError('FILE_NOT_WRITABLE', `The output '${file}' cannot be written: ${reason(error)}.`, { cause: error });
+      throw new QkvGemmError(
+        'FILE_NOT_WRITABLE',
+        `The output '${file}' cannot be written: ${reason(error)}.`,
+        { cause: error },
+      );
     }
     await check?.(temporary);
     checkWritable(file, options); // somebody may have put a file there meanwhile
@@ -166,7 +193,11 @@ export async function writeFileWhole(
 }
 
 /** Copies external-data files beside an output in another folder, whole or not at all. */
-export function copyBeside(files: readonly { from: string; location: string }[], folder: string, options: WriteOptions = {}): void {
+export function copyBeside(
+  files: readonly { from: string; location: string }[],
+  folder: string,
+  options: WriteOptions = {},
+): void {
   for (const { from, location } of files) {
     const to = path.join(folder, location);
     if (sameFile(from, to)) continue;
@@ -177,7 +208,11 @@ export function copyBeside(files: readonly { from: string; location: string }[],
       fs.copyFileSync(from, temporary, fs.constants.COPYFILE_EXCL);
       fs.renameSync(temporary, to);
     } catch (error) {
-      throw new QkvGemmError('FILE_NOT_WRITABLE', `The external data '${from}' cannot be copied to '${to}': ${reason(error)}.`, { cause: error });
+      throw new QkvGemmError(
+        'FILE_NOT_WRITABLE',
+        `The external data '${from}' cannot be copied to '${to}': ${reason(error)}.`,
+        { cause: error },
+      );
     } finally {
       fs.rmSync(temporary, { force: true });
     }

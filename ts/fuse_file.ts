@@ -38,7 +38,11 @@ export function fusePath(input: string, options: FuseOptions = {}): FusedModel {
  *
  * External data that the result refers to is copied beside it where it lies in another folder.
  */
-export async function fuseFile(input: string, output: string, options: FuseFileOptions = {}): Promise<FusedModel> {
+export async function fuseFile(
+  input: string,
+  output: string,
+  options: FuseFileOptions = {},
+): Promise<FusedModel> {
   const { overwrite, verify, ...rest } = options;
   const writing = { overwrite: overwrite ?? false, inputs: [input] };
   readModelFile(input); // a missing input is the first thing to say

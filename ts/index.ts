@@ -13,12 +13,7 @@ export { QkvGemmError, type QkvGemmErrorCode } from './errors.js';
 export { fuseFile, type FuseFileOptions } from './fuse_file.js';
 export type { FuseOptions } from './rewrite/options.js';
 export type { FusedSite, FuseReport, Refusal, WeightType } from './rewrite/report.js';
-export {
-  libraryPath,
-  withCustomOps,
-  withQkvGemm,
-  type QkvGemmLibraryOptions,
-} from './session/index.js';
+export { libraryPath, withCustomOps, withQkvGemm, type QkvGemmLibraryOptions } from './session/index.js';
 
 export interface FuseResult {
   /** The rewritten model; the input's bytes where nothing was fused. */
@@ -37,7 +32,8 @@ export interface FuseResult {
  */
 export function fuse(model: Uint8Array | string, options: FuseOptions = {}): Promise<FuseResult> {
   return new Promise((resolve) => {
-    const { parts, report } = typeof model === 'string' ? fusePath(model, options) : fuseModel(model, options);
+    const { parts, report } =
+      typeof model === 'string' ? fusePath(model, options) : fuseModel(model, options);
     resolve({ model: parts.length === 1 && parts[0] ? parts[0] : concat(parts), report });
   });
 }

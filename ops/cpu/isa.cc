@@ -2,7 +2,6 @@
 #include <cstring>
 #include <string>
 
-#include "ops/cpu/kernels.h"
 #include "ops/cpu/qkv_gemm_cpu.h"
 
 namespace qkvgemm::cpu {
@@ -67,15 +66,6 @@ bool SelectIsa(const char* forced, Isa* isa, std::string* error) {
            "', expected one of scalar, avx2, avx512 (this processor has " + supported +
            "). Unset QKVGEMM_ISA to use the best.";
   return false;
-}
-
-const Kernels& KernelsOf(Isa isa) {
-#if defined(__x86_64__)
-  if (isa == Isa::kAvx512) return Avx512Kernels();
-  if (isa == Isa::kAvx2) return Avx2Kernels();
-#endif
-  (void)isa;
-  return ScalarKernels();
 }
 
 }  // namespace qkvgemm::cpu

@@ -10,6 +10,16 @@
 #include "ops/cpu/plan.h"
 
 namespace qkvgemm::cpu {
+
+const Kernels& KernelsOf(Isa isa) {
+#if defined(__x86_64__)
+  if (isa == Isa::kAvx512) return Avx512Kernels();
+  if (isa == Isa::kAvx2) return Avx2Kernels();
+#endif
+  (void)isa;
+  return ScalarKernels();
+}
+
 namespace {
 
 size_t RoundUp64(size_t bytes) { return (bytes + 63) / 64 * 64; }

@@ -1,8 +1,11 @@
-// The Node-API surface: install() -> [{ path, version, hooked, problem }], uninstall() -> number.
+// The Node-API surface: install() -> [{ path, version, hooked, problem }], uninstall() -> number,
+// instructionSet() -> string.
 #include <node_api.h>
 
+#include <cstdlib>
 #include <exception>
 
+#include "ops/cpu/qkv_gemm_cpu.h"
 #include "ts/addon/session_hook.h"
 
 namespace {
@@ -51,6 +54,20 @@ napi_value Uninstall(napi_env env, napi_callback_info) {
   }
 }
 
+// What the library's CPU kernels will use: the same selection, from the same source.
+napi_value InstructionSet(napi_env env, napi_callback_info) {
+  try {
+    qkvgemm::cpu::Isa isa;
+    std::string error;
+    if (qkvgemm::cpu::SelectIsa(std::getenv("QKVGEMM_ISA"), &isa, &error))
+      return String(env, qkvgemm::cpu::IsaName(isa));
+    napi_throw_error(env, nullptr, error.c_str());
+  } catch (const std::exception& e) {
+    napi_throw_error(env, nullptr, e.what());
+  }
+  return nullptr;
+}
+
 }  // namespace
 
 NAPI_MODULE_INIT() {
@@ -59,5 +76,8 @@ NAPI_MODULE_INIT() {
   napi_create_function(env, "uninstall", NAPI_AUTO_LENGTH, Uninstall, nullptr, &uninstall);
   napi_set_named_property(env, exports, "install", install);
   napi_set_named_property(env, exports, "uninstall", uninstall);
+  napi_value instruction_set = nullptr;
+  napi_create_function(env, "instructionSet", NAPI_AUTO_LENGTH, InstructionSet, nullptr, &instruction_set);
+  napi_set_named_property(env, exports, "instructionSet", instruction_set);
   return exports;
 }

@@ -18,22 +18,36 @@ export interface FuseFlags {
   json?: boolean;
 }
 
-export async function fuseCommand(input: string, positional: string | undefined, flags: FuseFlags): Promise<number> {
+export async function fuseCommand(
+  input: string,
+  positional: string | undefined,
+  flags: FuseFlags,
+): Promise<number> {
   if (positional !== undefined && flags.output !== undefined && positional !== flags.output) {
-    throw new QkvGemmError('INVALID_ARGUMENT', `Two outputs are named: '${positional}' and '${flags.output}'. Give one.`);
+    throw new QkvGemmError(
+      'INVALID_ARGUMENT',
+      `Two outputs are named: '${positional}' and '${flags.output}'. Give one.`,
+    );
   }
   const output = flags.output ?? positional ?? defaultOutput(input);
   const options = { dtype: flags.dtype, fallback: flags.fallback };
   const { report } = flags.dryRun
     ? fusePath(input, options)
-    : await fuseFile(input, output, { ...options, overwrite: flags.overwrite ?? false, verify: flags.verify });
+    : await fuseFile(input, output, {
+        ...options,
+        overwrite: flags.overwrite ?? false,
+        verify: flags.verify,
+      });
   const written = !flags.dryRun && report.fused.length > 0;
   if (flags.json) {
     console.log(JSON.stringify({ input, output: written ? output : null, ...report }, undefined, 2));
   } else {
     console.log(describe(report, flags.explain ?? false));
     if (written) console.log(`Wrote ${output} (${size(fs.statSync(output).size)}).`);
-    else console.log(flags.dryRun ? 'Dry run: nothing was written.' : 'Nothing could be fused; nothing was written.');
+    else
+      console.log(
+        flags.dryRun ? 'Dry run: nothing was written.' : 'Nothing could be fused; nothing was written.',
+      );
   }
   return report.fused.length > 0 ? EXIT.ok : EXIT.nothingFused;
 }
@@ -56,7 +70,10 @@ const plain = { style: { head: [], border: [] } };
 export function describe(report: FuseReport, explain: boolean): string {
   const lines: string[] = [`Fused ${report.fused.length}, refused ${report.refused.length}.`];
   if (report.fused.length > 0) {
-    const table = new Table({ head: ['fused node', 'rules', 'K', 'splits', 'weights', 'norm output', 'weight SQNR'], ...plain });
+    const table = new Table({
+      head: ['fused node', 'rules', 'K', 'splits', 'weights', 'norm output', 'weight SQNR'],
+      ...plain,
+    });
     for (const site of report.fused) {
       table.push([
         site.node,
@@ -69,7 +86,8 @@ export function describe(report: FuseReport, explain: boolean): string {
       ]);
     }
     lines.push(table.toString());
-    if (explain) for (const site of report.fused) lines.push(`  ${site.node} replaces: ${site.replaced.join(', ')}`);
+    if (explain)
+      for (const site of report.fused) lines.push(`  ${site.node} replaces: ${site.replaced.join(', ')}`);
   }
   if (report.refused.length > 0) {
     lines.push('Refused:');
@@ -84,10 +102,13 @@ export function describe(report: FuseReport, explain: boolean): string {
   if (changed.length > 0) {
     const table = new Table({ head: ['op', 'before', 'after'], ...plain });
     for (const op of changed) table.push([op, report.opsBefore[op] ?? 0, report.opsAfter[op] ?? 0]);
-    const total = (counts: Record<string, number>): number => Object.values(counts).reduce((sum, count) => sum + count, 0);
+    const total = (counts: Record<string, number>): number =>
+      Object.values(counts).reduce((sum, count) => sum + count, 0);
     table.push(['all ops', total(report.opsBefore), total(report.opsAfter)]);
     lines.push(table.toString());
-    lines.push(`Size: ${size(report.bytesBefore)} -> ${size(report.bytesAfter)}. Needs IR version ${report.requires.irVersion}, ONNX Runtime >= ${report.requires.onnxruntime}.`);
+    lines.push(
+      `Size: ${size(report.bytesBefore)} -> ${size(report.bytesAfter)}. Needs IR version ${report.requires.irVersion}, ONNX Runtime >= ${report.requires.onnxruntime}.`,
+    );
   }
   return lines.join('\n');
 }

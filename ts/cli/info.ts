@@ -1,8 +1,7 @@
 /** `qkvgemm info`: what this machine has. */
 import { QkvGemmError } from '../errors.js';
-import { installSessionHook } from '../session/addon.js';
+import { installSessionHook, instructionSet } from '../session/addon.js';
 import { libraryPath, platformName } from '../session/library.js';
-import { instructionSet } from '../session/addon.js';
 import { EXIT } from './exit.js';
 
 /** A part of the answer, or why there is none. */
@@ -39,7 +38,8 @@ export async function infoCommand(flags: { json?: boolean }): Promise<number> {
     console.log(`platform         ${info.platform}, Node ${info.node}`);
     console.log(`library          ${info.library ?? 'not found'}`);
     console.log(`instruction set  ${info.instructionSet ?? 'unknown'}`);
-    for (const r of info.runtimes) console.log(`ONNX Runtime     ${r.version} ${r.path}${r.hooked ? '' : ` (${r.problem})`}`);
+    for (const r of info.runtimes)
+      console.log(`ONNX Runtime     ${r.version} ${r.path}${r.hooked ? '' : ` (${r.problem})`}`);
     console.log(`providers        ${providers.join(', ') || 'none'}`);
     for (const problem of info.problems) console.log(`problem          ${problem}`);
   }

@@ -37,7 +37,11 @@ export async function main(args: readonly string[]): Promise<number> {
     .argument('<in>', 'model file')
     .argument('[out]', 'output file; default: IN with .fused.onnx')
     .option('-o, --output <file>', 'output file')
-    .addOption(new Option('--dtype <type>', 'type of the fused weights').choices(['keep', 'fp16', 'bf16', 'int8']).default('keep'))
+    .addOption(
+      new Option('--dtype <type>', 'type of the fused weights')
+        .choices(['keep', 'fp16', 'bf16', 'int8'])
+        .default('keep'),
+    )
     .option('--no-fallback', 'leave out the function body: the model then needs the library')
     .option('--no-verify', 'do not load the result in onnxruntime-node before it is written')
     .option('--dry-run', 'write nothing')
@@ -60,7 +64,8 @@ export async function main(args: readonly string[]): Promise<number> {
   } catch (error) {
     if (error instanceof CommanderError) return error.exitCode === 0 ? EXIT.ok : EXIT.usage;
     if (!(error instanceof QkvGemmError)) throw error;
-    if (args.includes('--json')) console.log(JSON.stringify({ error: { code: error.code, message: error.message } }));
+    if (args.includes('--json'))
+      console.log(JSON.stringify({ error: { code: error.code, message: error.message } }));
     console.error(`qkvgemm: ${error.message}`);
     return EXIT.failed;
   }

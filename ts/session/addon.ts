@@ -18,6 +18,7 @@ export interface LoadedRuntime {
 interface Addon {
   install(): LoadedRuntime[];
   uninstall(): number;
+  instructionSet(): string;
 }
 
 /** onnxruntime-node before this does not accept the op's dynamic types. */
@@ -110,4 +111,16 @@ export function installSessionHook(): LoadedRuntime[] {
 /** Undoes `installSessionHook`: ONNX Runtime's own functions are back. Returns how many copies that concerned. */
 export function uninstallSessionHook(): number {
   return addon ? addon.uninstall() : 0;
+}
+
+/** Instruction set that the CPU kernels will use: the best of this processor, or what `QKVGEMM_ISA` forces. */
+export function instructionSet(): string {
+  const native = loadAddon();
+  try {
+    return native.instructionSet();
+  } catch (error) {
+    throw new QkvGemmError('INVALID_ARGUMENT', error instanceof Error ? error.message : String(error), {
+      cause: error,
+    });
+  }
 }
