@@ -72,8 +72,9 @@ export function fuseModel(bytes: Uint8Array, options: FuseOptions = {}, source?:
     model.addOpset(DOMAIN, 1);
     if (options.fallback !== false) {
       for (const { message } of plan.functions) model.addFunction(message);
-      raiseIrVersion(model, plan.irVersion);
     }
+    // Version 4 is the first in which an initialiser, such as the new weights, need not be a graph input.
+    raiseIrVersion(model, options.fallback === false ? 4 : plan.irVersion);
   }
   const parts = model.encode();
   return {

@@ -17,6 +17,8 @@ const ATTENTION_OPS = new Set([
   'DecoderMaskedMultiHeadAttention',
   'PackedMultiHeadAttention',
 ]);
+/** Products of two values, each of which may be constant. */
+const PRODUCTS = new Set(['MatMul', 'FusedMatMul', 'Gemm', 'Einsum']);
 /** Ops whose result says how large a value is, not what it is. */
 const SHAPE_OPS = new Set(['Shape', 'Size']);
 /** Products with constants under other names; what lies behind them is another layer. */
@@ -25,7 +27,6 @@ const WEIGHTED_OPS = new Set([
   'MatMulInteger',
   'QLinearMatMul',
   'MatMulBnb4',
-  'FusedMatMul',
   'Conv',
   'ConvInteger',
 ]);
@@ -41,7 +42,7 @@ function attentionBehind(index: GraphIndex, value: string): Set<Node> {
     for (const node of index.readers(name)) {
       if (seen.has(node) || SHAPE_OPS.has(node.opType)) continue;
       seen.add(node);
-      if (node.opType === 'MatMul' || node.opType === 'Gemm' || node.opType === 'Einsum') {
+      if (PRODUCTS.has(node.opType)) {
         if (node.inputs.some((input) => findConstant(index, input) !== undefined)) continue;
         found.add(node);
       } else if (WEIGHTED_OPS.has(node.opType)) {
