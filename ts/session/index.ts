@@ -57,8 +57,22 @@ export function withCustomOps(options: SessionOptions, libraries: readonly strin
   const customOps = (extra.custom_ops ?? {}) as Record<string, unknown>;
   const before = typeof customOps.libraries === 'string' ? customOps.libraries.split(SEPARATOR) : [];
   // Registering one library twice in a session would be an error: its domain is there already.
-  const all = [...new Set([...before, ...paths])].filter((p) => p !== '');
-  return { ...options, extra: { ...extra, custom_ops: { ...customOps, libraries: all.join(SEPARATOR) } } };
+  const all = new Map<string, string>();
+  for (const library of [...before, ...paths]) {
+    const file = identity(library);
+    if (library !== '' && !all.has(file)) all.set(file, library);
+  }
+  const entry = [...all.values()].join(SEPARATOR);
+  return { ...options, extra: { ...extra, custom_ops: { ...customOps, libraries: entry } } };
+}
+
+/** The same for all paths of one file, links included. */
+function identity(library: string): string {
+  try {
+    return fs.realpathSync(library);
+  } catch {
+    return library;
+  }
 }
 
 /**

@@ -1,0 +1,138 @@
+/** The library and the function body on every onnxruntime-node that is supported, and what is said on an older one. */
+import { expect } from 'chai';
+import fs from 'node:fs';
+import os from 'node:os';
+import path from 'node:path';
+import { fuseBytes } from '../ts/rewrite/fuse.js';
+import { isOlder } from '../ts/session/addon.js';
+import { installRuntime, runWith, type Job, type JobResult } from './support/ort_versions.js';
+import {
+  attentionModel,
+  expected,
+  fusedModel,
+  K,
+  ROWS,
+  TOLERANCE,
+  worst,
+  x,
+  type FusedForm,
+} from './support/session_models.js';
+
+/** Kinds of node: which inputs, which outputs. */
+const forms: Record<string, FusedForm> = {
+  'gamma and beta': { gamma: true, beta: true },
+  'no optional input': {},
+  'all inputs': { gamma: true, beta: true, bias: true },
+  'rms_norm': { norm: 'rms_norm', gamma: true },
+  'no norm': { norm: 'none' },
+  'splits and an absent second output': { gamma: true, beta: true, splits: [8, 4, 4] },
+  'splits and the normalised input': { gamma: true, beta: true, splits: [8, 4, 4], emitNorm: true },
+  'the normalised input alone': { gamma: true, emitNorm: true },
+}; // prettier-ignore
+
+/**
+ * Kinds with an absent input before a present one. ONNX Runtime 1.22 and 1.23 read the type of the absent input before
+ * they call a custom op's shape inference, and crash.
+ */
+const formsWithGaps: Record<string, FusedForm> = {
+  'an absent input in the middle': { gamma: true, bias: true },
+  'two absent inputs before bias': { bias: true },
+  'rms_norm with bias': { norm: 'rms_norm', gamma: true, bias: true },
+  'no norm, bias': { norm: 'none', bias: true },
+};
+
+function outputs(result: JobResult | undefined): Record<string, number[]> {
+  if (!result) throw new Error('no result');
+  if (!result.ok) throw new Error(result.message);
+  return result.outputs;
+}
+
+describe('releases of onnxruntime-node', function () {
+  this.timeout(600_000);
+  let folder = '';
+  const write = (name: string, bytes: Uint8Array): string => {
+    const file = path.join(folder, name);
+    fs.writeFileSync(file, bytes);
+    return file;
+  };
+  const job = (model: string, more: Partial<Job> = {}): Job => ({
+    model,
+    x: Array.from(x),
+    dims: [ROWS, K],
+    ...more,
+  });
+  before(() => (folder = fs.mkdtempSync(path.join(os.tmpdir(), 'qkvgemm-versions-'))));
+  after(() => {
+    fs.rmSync(folder, { recursive: true, force: true });
+  });
+
+  for (const version of ['1.22.0', '1.24.3', '1.27.0', '1.30.0']) {
+    it(`${version}: runs the op in all its forms, by path and by bytes`, () => {
+      const all = { ...forms, ...(isOlder(version, '1.24.0') ? {} : formsWithGaps) };
+      const jobs = Object.values(all).map((form, i) =>
+        job(write(`form${i}.onnx`, fusedModel(form)), { library: true, buffer: i % 2 === 1 }),
+      );
+      const report = runWith(installRuntime(version), jobs);
+      expect(report.version).to.equal(version);
+      Object.entries(all).forEach(([name, form], i) => {
+        const wanted = expected(form);
+        const found = outputs(report.results[i]);
+        expect(Object.keys(found).sort(), name).to.deep.equal(Object.keys(wanted).sort());
+        for (const [output, values] of Object.entries(wanted))
+          expect(worst(values, found[output] ?? []), `${name}: ${output}`).to.be.lessThan(TOLERANCE);
+      });
+    });
+
+    it(`${version}: does not know the op without the library`, () => {
+      const model = write('bare.onnx', fusedModel());
+      const report = runWith(installRuntime(version), [
+        job(model),
+        job(model, { library: true }),
+        job(model),
+      ]);
+      expect(report.results.map(({ ok }) => ok)).to.deep.equal([false, true, false]);
+      const failed = report.results[2];
+      expect(failed?.ok === false && failed.message).to.match(/QKVGemm/);
+    });
+
+    it(`${version}: runs a rewritten model with the library and without it`, () => {
+      const original = attentionModel();
+      const { model, report: fuse } = fuseBytes(original);
+      expect(fuse.fused).to.have.length(1);
+      expect(fuse.functions).to.have.length(1);
+      const dims = [1, ROWS, K];
+      const fused = write('fused.onnx', model);
+      const bodyless = write('bodyless.onnx', fuseBytes(original, { fallback: false }).model);
+      const report = runWith(installRuntime(version), [
+        job(write('original.onnx', original), { dims }),
+        job(fused, { dims }),
+        job(fused, { dims, library: true }),
+        job(bodyless, { dims }),
+        job(bodyless, { dims, library: true }),
+      ]);
+      const wanted = outputs(report.results[0]).y ?? [];
+      expect(wanted).to.have.length(ROWS * K);
+      for (const i of [1, 2, 4])
+        expect(worst(wanted, outputs(report.results[i]).y ?? []), `job ${i}`).to.be.lessThan(TOLERANCE);
+      expect(report.results[3]?.ok).to.equal(false);
+    });
+  }
+
+  it('1.20.1: says that it is too old and which release is needed; the function body runs', () => {
+    const original = attentionModel();
+    const dims = [1, ROWS, K];
+    const fused = write('fused.onnx', fuseBytes(original).model);
+    const report = runWith(installRuntime('1.20.1'), [
+      job(write('bare.onnx', fusedModel()), { library: true }),
+      job(write('original.onnx', original), { dims }),
+      job(fused, { dims }),
+    ]);
+    const [refused] = report.results;
+    if (!refused || refused.ok) throw new Error('1.20.1 was not refused');
+    expect(refused.code).to.equal('RUNTIME_UNSUPPORTED');
+    expect(refused.message).to.contain('1.20.1').and.to.contain('1.22.0 or newer');
+    const wanted = outputs(report.results[1]).y ?? [];
+    expect(wanted).to.have.length(ROWS * K);
+    expect(worst(wanted, outputs(report.results[2]).y ?? [])).to.be.lessThan(TOLERANCE);
+  });
+});
