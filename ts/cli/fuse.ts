@@ -1,7 +1,6 @@
 /** `qkvgemm fuse`: rewrites a file and says what was done. */
 import fs from 'node:fs';
 import Table from 'cli-table3';
-import { QkvGemmError } from '../errors.js';
 import { defaultOutput, fuseFile, fusePath } from '../fuse_file.js';
 import type { FuseOptions } from '../rewrite/options.js';
 import type { FuseReport } from '../rewrite/report.js';
@@ -20,16 +19,10 @@ export interface FuseFlags {
 
 export async function fuseCommand(
   input: string,
-  positional: string | undefined,
+  given: string | undefined,
   flags: FuseFlags,
 ): Promise<number> {
-  if (positional !== undefined && flags.output !== undefined && positional !== flags.output) {
-    throw new QkvGemmError(
-      'INVALID_ARGUMENT',
-      `Two outputs are named: '${positional}' and '${flags.output}'. Give one.`,
-    );
-  }
-  const output = flags.output ?? positional ?? defaultOutput(input);
+  const output = given ?? defaultOutput(input);
   const options = { dtype: flags.dtype, fallback: flags.fallback };
   const { report } = flags.dryRun
     ? fusePath(input, options)

@@ -48,8 +48,10 @@ export async function main(args: readonly string[]): Promise<number> {
     .option('--explain', 'say of each norm what became of it, and why')
     .option('--overwrite', 'replace an existing output')
     .option('--json', 'print one JSON object instead of text')
-    .action(async (input: string, output: string | undefined, flags: FuseFlags) => {
-      code = await fuseCommand(input, output, flags);
+    .action(async (input: string, output: string | undefined, flags: FuseFlags, command: Command) => {
+      if (output !== undefined && flags.output !== undefined && output !== flags.output)
+        command.error(`error: two outputs are named, '${output}' and '${flags.output}': give one`);
+      code = await fuseCommand(input, flags.output ?? output, flags);
     });
   program
     .command('info')
@@ -63,12 +65,18 @@ export async function main(args: readonly string[]): Promise<number> {
     return code;
   } catch (error) {
     if (error instanceof CommanderError) return error.exitCode === 0 ? EXIT.ok : EXIT.usage;
-    if (!(error instanceof QkvGemmError)) throw error;
+    const known = error instanceof QkvGemmError;
+    const message = error instanceof Error ? error.message : String(error);
     if (args.includes('--json'))
-      console.log(JSON.stringify({ error: { code: error.code, message: error.message } }));
-    console.error(`qkvgemm: ${error.message}`);
+      console.log(JSON.stringify({ error: { code: known ? error.code : 'UNEXPECTED', message } }));
+    console.error(known ? `qkvgemm: ${message}` : `qkvgemm: unexpected error, please report it: ${message}`);
     return EXIT.failed;
   }
 }
+
+// A reader that has seen enough (`qkvgemm ... | head`) is no failure.
+process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+  if (error.code !== 'EPIPE') throw error;
+});
 
 process.exitCode = await main(process.argv.slice(2));
