@@ -1,5 +1,6 @@
 /** What the session helper makes of its arguments, and what it says of wrong ones. */
 import { expect } from 'chai';
+import { spawnSync } from 'node:child_process';
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
@@ -176,6 +177,45 @@ describe('finding the library', () => {
     const error = thrown(() => withQkvGemm());
     expect(error.code).to.equal('LIBRARY_NOT_FOUND');
     expect(error.message).to.contain('/nowhere/lib.so').and.to.contain('QKVGEMM_LIBRARY');
+  });
+
+  it('lists every place that it looked in where there is no library, and how to get one', () => {
+    // The package's sources alone, in a folder of their own, as in a tree that has not been built.
+    const copy = fs.mkdtempSync(path.join(os.tmpdir(), 'qkvgemm-unbuilt-'));
+    try {
+      fs.cpSync(path.join(root, 'ts'), path.join(copy, 'ts'), { recursive: true });
+      fs.writeFileSync(path.join(copy, 'package.json'), '{ "type": "module" }');
+      const index = path.join(copy, 'ts', 'session', 'index.ts');
+      const program = `import(${JSON.stringify(index)}).then(({ libraryPath, withCustomOps }) => {
+        const failure = (call) => { try { call(); return null; } catch ({ code, message }) { return { code, message }; } };
+        const file = ${JSON.stringify(path.join(copy, 'package.json'))};
+        console.log(JSON.stringify([
+          failure(() => libraryPath()),
+          failure(() => libraryPath({ cuda: true })),
+          failure(() => withCustomOps({}, [file])),
+        ]));
+      });`;
+      const env = { ...process.env };
+      delete env.QKVGEMM_LIBRARY;
+      const child = spawnSync(process.execPath, ['--import', 'tsx', '--eval', program], {
+        cwd: root,
+        encoding: 'utf8',
+        env,
+      });
+      expect(child.stderr).to.equal('');
+      const found = JSON.parse(child.stdout) as { code: string; message: string }[];
+      const names = ['libqkvgemm.so', 'libqkvgemm-cuda.so', 'qkvgemm_session.node'];
+      expect(found).to.have.length(names.length);
+      names.forEach((name, i) => {
+        expect(found[i]?.code).to.equal('LIBRARY_NOT_FOUND');
+        expect(found[i]?.message)
+          .to.contain(path.join(copy, 'build', 'Release', name))
+          .and.to.contain(`@onnx-qkv-gemm/${platformName()}/${name}`)
+          .and.to.contain('npm run build');
+      });
+    } finally {
+      fs.rmSync(copy, { recursive: true, force: true });
+    }
   });
 
   it('names the platform', () => {

@@ -11,6 +11,7 @@ import {
   expected,
   fusedModel,
   K,
+  rmsModel,
   ROWS,
   TOLERANCE,
   worst,
@@ -117,6 +118,36 @@ describe('releases of onnxruntime-node', function () {
       expect(report.results[3]?.ok).to.equal(false);
     });
   }
+
+  it('states the runtime that a rewritten model needs, and leaves no gap among the inputs without need', () => {
+    const dims = [1, ROWS, K];
+    const needed = (bytes: Uint8Array, dtype: 'keep' | 'int8', fallback: boolean): string => {
+      const { report } = fuseBytes(bytes, { dtype, fallback });
+      expect(report.fused).to.have.length(1);
+      return report.requires.onnxruntime;
+    };
+    for (const fallback of [true, false]) {
+      expect(needed(attentionModel(), 'keep', fallback)).to.equal('1.22.0');
+      expect(needed(attentionModel(), 'int8', fallback)).to.equal('1.22.0');
+      expect(needed(rmsModel(), 'keep', fallback)).to.equal('1.24.1');
+    }
+    const int8 = write('int8.onnx', fuseBytes(attentionModel(), { dtype: 'int8' }).model);
+    const rms = write('rms.onnx', fuseBytes(rmsModel()).model);
+    const original = write('rms-original.onnx', rmsModel());
+    const report = runWith(installRuntime('1.22.0'), [
+      job(int8, { dims }),
+      job(int8, { dims, library: true }),
+      job(original, { dims }),
+      job(rms, { dims }),
+    ]);
+    const values = report.results.map((result) => outputs(result).y ?? []);
+    const [without = [], withIt = [], wanted = [], body = []] = values;
+    for (const list of values) expect(list).to.have.length(ROWS * K);
+    expect(worst(without, withIt)).to.be.lessThan(TOLERANCE);
+    expect(worst(wanted, body)).to.be.lessThan(TOLERANCE);
+    const newer = runWith(installRuntime('1.24.3'), [job(rms, { dims, library: true })]);
+    expect(worst(wanted, outputs(newer.results[0]).y ?? [])).to.be.lessThan(TOLERANCE);
+  });
 
   it('1.20.1: says that it is too old and which release is needed; the function body runs', () => {
     const original = attentionModel();

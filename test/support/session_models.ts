@@ -197,6 +197,39 @@ export function attentionModel(): Uint8Array {
   });
 }
 
+/** RMSNorm written out, three projections with biases, attention. */
+export function rmsModel(): Uint8Array {
+  const names = ['q', 'k', 'v'];
+  return model({
+    nodes: [
+      node('Mul', ['x', 'x'], ['square']),
+      node('ReduceMean', ['square'], ['mean'], { axes: { integers: [-1] }, keepdims: { integer: 1 } }),
+      node('Add', ['mean', 'epsilon'], ['shifted']),
+      node('Sqrt', ['shifted'], ['root']),
+      node('Div', ['x', 'root'], ['scaled']),
+      node('Mul', ['scaled', 'gamma'], ['n']),
+      ...names.flatMap((name) => [
+        node('MatMul', ['n', `w${name}`], [`${name}0`]),
+        node('Add', [`${name}0`, `b${name}`], [name]),
+      ]),
+      node('Transpose', ['k'], ['kt'], { perm: { integers: [0, 2, 1] } }),
+      node('MatMul', ['q', 'kt'], ['scores']),
+      node('Softmax', ['scores'], ['p']),
+      node('MatMul', ['p', 'v'], ['y']),
+    ],
+    inputs: [{ name: 'x', dims: [1, ROWS, K] }],
+    outputs: [{ name: 'y' }],
+    initializers: [
+      { name: 'epsilon', dims: [], data: Float32Array.of(EPSILON) },
+      { name: 'gamma', dims: [K], data: gamma },
+      ...names.flatMap((name, i) => [
+        { name: `w${name}`, dims: [K, K], data: numbers(K * K, 31 + i) },
+        { name: `b${name}`, dims: [K], data: numbers(K, 41 + i) },
+      ]),
+    ],
+  });
+}
+
 /** Largest absolute difference; Infinity where the lengths differ or anything is not a number. */
 export function worst(expectedValues: readonly number[], actual: ArrayLike<number>): number {
   if (expectedValues.length !== actual.length) return Infinity;

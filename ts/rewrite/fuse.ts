@@ -5,6 +5,7 @@ import { encodeAttribute, encodeNode, type Node } from '../onnx/node.js';
 import { DataType, encodeTensor, type DataSource } from '../onnx/tensor.js';
 import { concat, MessageWriter, readFields, text } from '../onnx/wire.js';
 import { checkOptions } from '../options.js';
+import { isOlder } from '../session/addon.js';
 import { DOMAIN, OP, planFunctions, encodeVector, type Variant } from './function_body.js';
 import { GraphIndex } from './graph_index.js';
 import type { FuseOptions } from './options.js';
@@ -88,7 +89,10 @@ export function fuseModel(bytes: Uint8Array, options: FuseOptions = {}, source?:
       bytesAfter: parts.reduce((sum, part) => sum + part.length, 0),
       requires: {
         irVersion: model.resultingIrVersion,
-        onnxruntime: fused.length === 0 ? 'any' : options.fallback === false ? '1.22.0' : plan.onnxruntime,
+        onnxruntime: oldestRuntime(
+          built.map(({ node }) => node),
+          options.fallback === false ? '1.22.0' : plan.onnxruntime,
+        ),
       },
       functions:
         fused.length === 0 || options.fallback === false
@@ -96,6 +100,19 @@ export function fuseModel(bytes: Uint8Array, options: FuseOptions = {}, source?:
           : plan.functions.map(({ overload }) => `${DOMAIN}:${OP}${overload ? `:${overload}` : ''}`),
     },
   };
+}
+
+/**
+ * ONNX Runtime before this reads the type of an absent input that others follow before it calls a custom op's shape
+ * inference, and crashes where the library is registered.
+ */
+const GAPS_NEED = '1.24.1';
+
+function oldestRuntime(nodes: readonly BuiltNode[], otherwise: string): string {
+  if (nodes.length === 0) return 'any';
+  return nodes.some(({ inputs }) => inputs.includes('')) && isOlder(otherwise, GAPS_NEED)
+    ? GAPS_NEED
+    : otherwise;
 }
 
 /** From IR version 4 on an initialiser among the graph's inputs is one that callers may override; before, it had to be there. */
@@ -212,7 +229,12 @@ class Rewrite {
       );
     const inputs = [norm.input, weights.value.weight, vector(norm.gamma, 'gamma', 1)];
     inputs.push(norm.normType === 'layer_norm' ? vector(norm.beta, 'beta', 0) : '');
-    const bias = this.bias(site, name, add);
+    let bias = this.bias(site, name, add);
+    if (bias === undefined && weights.value.scale !== undefined) {
+      // No gap before the scale: see GAPS_NEED.
+      bias = this.unique(`${name}.bias`);
+      add([encodeVector(bias, new Float32Array(n))]);
+    }
     inputs.push(bias ?? '', weights.value.scale ?? '');
     while (inputs.at(-1) === '') inputs.pop();
     const splits = projections.map((p) => p.n);
