@@ -5,7 +5,8 @@ const scratch = new DataView(new ArrayBuffer(4));
 
 /** A copy whose address suits a typed array, or the bytes themselves where theirs does. */
 function aligned(bytes: Uint8Array, size: number): Uint8Array<ArrayBuffer> {
-  return bytes.byteOffset % size === 0 ? (bytes as Uint8Array<ArrayBuffer>) : bytes.slice();
+  // Not slice(): a Buffer's is a view.
+  return bytes.byteOffset % size === 0 ? (bytes as Uint8Array<ArrayBuffer>) : new Uint8Array(bytes);
 }
 
 /** float16 bits of a number. Overflow goes to infinity, underflow through the subnormals (IEEE 754). */

@@ -1,0 +1,121 @@
+/** The stock graph of a block against the fused node with each weight type: verified, then timed. */
+import * as ort from 'onnxruntime-node';
+import { withQkvGemm } from '../../ts/session/index.js';
+import {
+  emptyModel,
+  fusedModel,
+  makeBlock,
+  OUTPUTS,
+  stockModel,
+  uniform,
+  weightTypes,
+  type Block,
+  type BlockShape,
+  type BlockWeightType,
+} from './block.js';
+import { pick, reference, relativeDifference, sampleOf } from './reference.js';
+import { interleaved, type Timing, type TimingOptions } from './timing.js';
+
+/**
+ * Largest difference allowed, of the largest output: from the float64 result with the weights as stored. It holds for
+ * every weight type, for the kernels round nothing but weights.
+ */
+export const TOLERANCE = 2e-5;
+
+export interface Contender {
+  name: 'stock' | BlockWeightType;
+  session: ort.InferenceSession;
+  /** Bytes of weights that a call reads. */
+  weightBytes: number;
+  stored: (i: number) => number;
+}
+
+export interface Measured {
+  name: Contender['name'];
+  m: number;
+  timing: Timing;
+  /** Time of the stock graph over this one's. */
+  ratio: number;
+  weightBytes: number;
+  /** Of the largest output: from float64 with the stored weights, and from the stock graph's whole output. */
+  fromReference: number;
+  fromStock: number;
+}
+
+export class Comparison {
+  private constructor(
+    readonly block: Block,
+    private readonly contenders: readonly Contender[],
+    private readonly empty: ort.InferenceSession,
+  ) {}
+
+  /** Builds the models one after another, so that only one lies in memory beside the sessions. */
+  static async create(
+    shape: BlockShape,
+    options: ort.InferenceSession.SessionOptions = {},
+  ): Promise<Comparison> {
+    const block = makeBlock(shape);
+    const contenders: Contender[] = [];
+    contenders.push({
+      name: 'stock',
+      session: await ort.InferenceSession.create(stockModel(block), options),
+      weightBytes: block.weight.byteLength,
+      stored: (i) => block.weight[i] ?? NaN,
+    });
+    for (const name of weightTypes) {
+      const { model, weightBytes, stored } = fusedModel(block, name);
+      const session = await ort.InferenceSession.create(model, withQkvGemm(options));
+      contenders.push({ name, session, weightBytes, stored });
+    }
+    return new Comparison(block, contenders, await ort.InferenceSession.create(emptyModel(shape), options));
+  }
+
+  /**
+   * Verifies all contenders at `m` rows, then times them in turn.
+   * @throws Error where an output is off by more than `TOLERANCE`.
+   */
+  async measure(m: number, timing: TimingOptions): Promise<Measured[]> {
+    const x = uniform(m * this.block.k, 2, 5, 0.25);
+    const feeds = { x: new ort.Tensor('float32', x, [m, this.block.k]) };
+    const sample = sampleOf(this.block, m);
+    const checks: { fromReference: number; fromStock: number }[] = [];
+    let stock: Float32Array[] = [];
+    for (const { name, session, stored } of this.contenders) {
+      const results = await session.run(feeds);
+      const outputs = OUTPUTS.map((output) => results[output]?.data as Float32Array);
+      if (name === 'stock') stock = outputs;
+      const expected = reference(this.block, x, sample, stored);
+      const fromReference = relativeDifference(expected, pick(this.block, outputs, sample));
+      if (!(fromReference <= TOLERANCE)) {
+        throw new Error(
+          `${this.block.name}, M=${m}, ${name}: ${fromReference.toExponential(1)} of the largest output away from the float64 result; ${TOLERANCE} is allowed.`,
+        );
+      }
+      const fromStock = Math.max(...stock.map((o, i) => relativeDifference(o, outputs[i] ?? [])));
+      checks.push({ fromReference, fromStock });
+    }
+    const timings = await interleaved(
+      this.contenders.map(({ name, session }) => ({ name, run: () => session.run(feeds) })),
+      timing,
+    );
+    const first = timings[0]?.median ?? NaN;
+    return this.contenders.map(({ name, weightBytes }, i) => {
+      const own = timings[i] as Timing;
+      const check = checks[i] as { fromReference: number; fromStock: number };
+      return { name, m, timing: own, ratio: first / own.median, weightBytes, ...check };
+    });
+  }
+
+  /** What a call from JavaScript costs without any work: part of every time. */
+  async callOverhead(): Promise<Timing> {
+    const feeds = { x: new ort.Tensor('float32', new Float32Array(this.block.k), [1, this.block.k]) };
+    const run = (): Promise<unknown> => this.empty.run(feeds);
+    const [timing] = await interleaved([{ name: 'empty', run }], { seconds: 0.5 });
+    return timing as Timing;
+  }
+
+  async release(): Promise<void> {
+    for (const { session } of this.contenders) await session.release();
+    await this.empty.release();
+  }
+}
