@@ -122,8 +122,7 @@ void CpuKernel::PackConstantWeights(const OrtKernelInfo* info, size_t input_coun
   operands.weight = ReadData(api_, values[kWeight]);
   operands.scale = ReadData(api_, values[kScale]);
   operands.zero_point = ReadData(api_, values[kZeroPoint]);
-  const size_t bytes = cpu::PackedBytes(problem, isa_);
-  packed_.reset(std::aligned_alloc(64, bytes == 0 ? 64 : bytes));
+  packed_.reset(cpu::AllocatePacked(cpu::PackedBytes(problem, isa_)));
   if (packed_ == nullptr) throw std::bad_alloc();
   cpu::Pack(problem, operands, isa_, cpu::ThreadPool{}, packed_.get());
 }

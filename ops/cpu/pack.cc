@@ -1,5 +1,10 @@
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include "ops/cpu/convert.h"
 #include "ops/cpu/packed.h"
@@ -76,6 +81,20 @@ Panel PackedLayout::PanelAt(const Problem& problem, const void* packed, int64_t 
     if (problem.scale_layout == ScaleLayout::kBlocks) result.block = problem.scale_block;
   }
   return result;
+}
+
+void* AllocatePacked(size_t bytes) {
+  // A pass over the weights touches every 4 KB page once: on ordinary pages that is a page walk every 64
+  // cache lines, and a nested one on a virtual machine.
+  constexpr size_t kHugePage = size_t{2} << 20;
+  const size_t alignment = bytes >= 2 * kHugePage ? kHugePage : 64;
+  const size_t size = (std::max<size_t>(bytes, 1) + alignment - 1) / alignment * alignment;
+  void* memory = std::aligned_alloc(alignment, size);
+#if defined(__linux__)
+  if (memory != nullptr && alignment == kHugePage)
+    madvise(memory, size, MADV_HUGEPAGE);  // a wish; refusal is fine
+#endif
+  return memory;
 }
 
 size_t PackedBytes(const Problem& problem, Isa isa) { return PackedLayout(problem, isa).bytes; }

@@ -213,6 +213,9 @@ void QuantizeRow(float* x, int64_t k) {
 constexpr Tile kTile = TileOf(kThisIsa);
 constexpr int kVectors = kTile.nr / kLanes;  // vectors in a panel row
 
+constexpr int kPrefetchRows = 8;
+constexpr int kPrefetchBytes = 2048;
+
 // c [rows][nr] (+)= a [k][rows] * w [k][nr]. Consecutive k go to `kUnroll` sets of accumulators: with few
 // rows one chain of multiply-adds per vector would wait for its own latency (4 cycles) instead of for memory.
 template <DType kType, int kRows, bool kZeroPoint>
@@ -232,6 +235,13 @@ void MicroKernel(const float* a, const void* weight, int64_t k, const float* zer
     for (int v = 0; v < kVectors; ++v) zero[v] = Vec::Load(zero_point + v * kLanes);
   }
   const auto step = [&](int u) __attribute__((always_inline)) {
+    // Few rows wait for memory: ask for what is needed about a page later, across the page boundaries at
+    // which the processor's own prefetchers stop. Many rows wait for arithmetic, and find W in the cache.
+    if constexpr (kRows <= kPrefetchRows) {
+      constexpr int kRowBytes = kTile.nr * static_cast<int>(sizeof(typename E::Type));
+      for (int line = 0; line < kRowBytes; line += 64)
+        __builtin_prefetch(reinterpret_cast<const char*>(w) + kPrefetchBytes + line);
+    }
     Vec row[kVectors];
     for (int v = 0; v < kVectors; ++v) {
       row[v] = E::Load(w + v * kLanes);

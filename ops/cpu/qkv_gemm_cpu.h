@@ -31,6 +31,9 @@ struct Plan;  // defined in ops/cpu/plan.h
 
 // Bytes of the packed form of weight + scale + zero_point (64-byte aligned buffer wanted).
 size_t PackedBytes(const Problem& problem, Isa isa);
+// Memory for packed weights: 64-byte aligned, on huge pages where it is large enough for them. Null when
+// there is none; released with std::free.
+void* AllocatePacked(size_t bytes);
 // Packs operands.weight (and scale, zero_point). `packed` is 64-byte aligned. Problem.m is ignored.
 void Pack(const Problem& problem, const Operands& operands, Isa isa, const ThreadPool& pool, void* packed);
 
