@@ -1,12 +1,11 @@
 /**
- * Model files: reading with errors that name the file, external data inside the model's folder only, and writing that
- * leaves either the whole file or none under the final name.
+ * Model files: reading with errors that name the file, and writing that leaves either the whole file or none under the
+ * final name.
  */
 import crypto from 'node:crypto';
 import fs from 'node:fs';
 import path from 'node:path';
 import { QkvGemmError } from './errors.js';
-import type { DataSource, ExternalData } from './onnx/tensor.js';
 
 /** A protobuf message cannot be longer. */
 const MAX_PROTOBUF = 2 ** 31 - 1;
@@ -15,9 +14,21 @@ function reason(error: unknown): string {
   return error instanceof Error ? error.message : String(error);
 }
 
+/** What is known of a path; undefined where nothing is there. */
+function statOf(file: string): fs.Stats | undefined {
+  try {
+    return fs.statSync(file, { throwIfNoEntry: false });
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOTDIR') return undefined; // below a regular file
+    throw new QkvGemmError('INVALID_ARGUMENT', `'${file}' cannot be used: ${reason(error)}.`, {
+      cause: error,
+    });
+  }
+}
+
 /** @throws QkvGemmError `FILE_NOT_FOUND`, `FILE_NOT_READABLE`, `UNSUPPORTED_MODEL` for a file above 2 GB. */
 export function readModelFile(file: string): Uint8Array {
-  const stat = fs.statSync(file, { throwIfNoEntry: false });
+  const stat = statOf(file);
   if (!stat) throw new QkvGemmError('FILE_NOT_FOUND', `'${file}' does not exist. Check the path.`);
   if (!stat.isFile())
     throw new QkvGemmError('FILE_NOT_READABLE', `'${file}' is not a file. Give the path of a .onnx file.`);
@@ -37,75 +48,17 @@ export function readModelFile(file: string): Uint8Array {
   }
 }
 
-/** Path of an external file. It must lie in the model's folder, symbolic links followed. */
-function externalPath(folder: string, location: string, tensor: string): string {
-  const outside = (): QkvGemmError =>
-    new QkvGemmError(
-      'EXTERNAL_DATA',
-      `Tensor '${tensor}' is stored in '${location}', outside the model's folder '${folder}'. Such paths are not followed; move the file beside the model.`,
-    );
-  const file = path.resolve(folder, location);
-  const inside = (base: string, target: string): boolean =>
-    target.startsWith(base.endsWith(path.sep) ? base : base + path.sep);
-  if (path.isAbsolute(location) || location.includes('\0') || !inside(path.resolve(folder), file))
-    throw outside();
-  if (!fs.existsSync(file)) {
-    throw new QkvGemmError(
-      'EXTERNAL_DATA',
-      `Tensor '${tensor}' is stored in '${file}', which does not exist. Put the external-data file beside the model.`,
-    );
-  }
-  if (!inside(fs.realpathSync(folder), fs.realpathSync(file))) throw outside();
-  return file;
-}
-
-/** Reads external data from the folder of a model file. */
-export class FolderSource implements DataSource {
-  constructor(private readonly folder: string) {}
-
-  read(external: ExternalData, bytes: number, tensor: string): Uint8Array {
-    const file = externalPath(this.folder, external.location, tensor);
-    const size = fs.statSync(file).size;
-    const { offset } = external;
-    if ((external.length !== undefined && external.length !== bytes) || offset + bytes > size) {
-      throw new QkvGemmError(
-        'EXTERNAL_DATA',
-        `Tensor '${tensor}' needs ${bytes} bytes at ${offset} of '${file}'; ` +
-          (offset + bytes > size ? `the file has ${size}.` : `the model says ${external.length}.`),
-      );
-    }
-    const result = new Uint8Array(bytes);
-    const handle = fs.openSync(file, 'r');
-    try {
-      for (let at = 0; at < bytes;) {
-        const count = fs.readSync(handle, result, at, Math.min(bytes - at, 2 ** 30), offset + at);
-        if (count === 0)
-          throw new QkvGemmError('EXTERNAL_DATA', `'${file}' ended while tensor '${tensor}' was read.`);
-        at += count;
-      }
-    } finally {
-      fs.closeSync(handle);
-    }
-    return result;
-  }
-
-  /** Checks that an external file is there; returns its path. */
-  locate(external: ExternalData, tensor: string): string {
-    return externalPath(this.folder, external.location, tensor);
-  }
-}
-
 /** Do both paths name the same file? Links and relative paths are followed. */
 function sameFile(a: string, b: string): boolean {
   if (path.resolve(a) === path.resolve(b)) return true;
-  const [x, y] = [a, b].map((file) => fs.statSync(file, { throwIfNoEntry: false }));
+  const [x, y] = [statOf(a), statOf(b)];
   return x !== undefined && y !== undefined && x.dev === y.dev && x.ino === y.ino;
 }
 
 export interface WriteOptions {
   /** Replace an existing file (default false). */
   overwrite?: boolean;
-  /** Files that must not be written to: the input. */
+  /** Files that must not be written to: the input and its external data. */
   inputs?: readonly string[];
 }
 
@@ -115,12 +68,15 @@ export function checkWritable(file: string, options: WriteOptions = {}): void {
   if (input !== undefined) {
     throw new QkvGemmError(
       'INVALID_ARGUMENT',
-      `The output '${file}' is the input '${input}'. Choose another name; inputs are never overwritten.`,
+      `The output '${file}' is the input '${input}'. Choose another name; inputs, external data included, are never overwritten.`,
     );
   }
-  const existing = fs.statSync(file, { throwIfNoEntry: false });
+  if (file === '') throw new QkvGemmError('INVALID_ARGUMENT', 'The output has no name. Give a file name.');
+  const existing = statOf(file);
   if (existing?.isDirectory())
     throw new QkvGemmError('FILE_NOT_WRITABLE', `The output '${file}' is a folder. Give a file name.`);
+  if (existing && !existing.isFile())
+    throw new QkvGemmError('FILE_NOT_WRITABLE', `The output '${file}' is no regular file. Choose another.`);
   if (existing && !options.overwrite) {
     throw new QkvGemmError(
       'FILE_EXISTS',
@@ -128,7 +84,7 @@ export function checkWritable(file: string, options: WriteOptions = {}): void {
     );
   }
   const folder = path.dirname(path.resolve(file));
-  if (!fs.statSync(folder, { throwIfNoEntry: false })?.isDirectory()) {
+  if (!statOf(folder)?.isDirectory()) {
     throw new QkvGemmError(
       'FILE_NOT_WRITABLE',
       `The output '${file}' cannot be written: '${folder}' is no folder.`,
@@ -136,17 +92,24 @@ export function checkWritable(file: string, options: WriteOptions = {}): void {
   }
 }
 
+/** A file to be copied beside an output: external data, under the name by which the model knows it. */
+export interface Companion {
+  from: string;
+  location: string;
+}
+
 /**
- * Writes a file whole or not at all: to a temporary name in the same folder, flushed, then renamed. `check` sees the
- * temporary file; what it throws stops the write.
+ * Writes a model, and copies of its external data where they have to come along, whole or not at all: under temporary
+ * names in the output's folder, flushed, then renamed. `check` sees the temporary model; what it throws stops the write.
  */
-export async function writeFileWhole(
+export async function writeModelWhole(
   file: string,
   parts: readonly Uint8Array[],
+  companions: readonly Companion[] = [],
   options: WriteOptions = {},
   check?: (temporary: string) => Promise<void>,
 ): Promise<void> {
-  checkWritable(file, options);
+  const folder = path.dirname(file);
   const total = parts.reduce((sum, part) => sum + part.length, 0);
   if (total > MAX_PROTOBUF) {
     throw new QkvGemmError(
@@ -154,67 +117,77 @@ export async function writeFileWhole(
       `The rewritten model would have ${total} bytes; a model file holds at most 2 GB.`,
     );
   }
-  const temporary = path.join(
-    path.dirname(file),
-    `.${path.basename(file)}.${crypto.randomBytes(6).toString('hex')}.tmp`,
+  const copies = companions
+    .map(({ from, location }) => ({ from, location, to: path.join(folder, location) }))
+    .filter(({ from, to }) => !sameFile(from, to));
+  const clash = copies.find(({ to }) => path.resolve(to) === path.resolve(file));
+  if (clash) {
+    throw new QkvGemmError(
+      'INVALID_ARGUMENT',
+      `The output '${file}' has the name of the external data '${clash.from}', which has to lie beside it. Choose another name.`,
+    );
+  }
+  const checkTargets = (): void => {
+    checkWritable(file, options);
+    for (const { to } of copies) if (statOf(to)) checkWritable(to, options);
+  };
+  checkTargets();
+
+  const scratch = path.join(
+    folder,
+    `.${path.basename(file).slice(0, 200)}.${crypto.randomBytes(6).toString('hex')}.tmp`,
   );
-  const remove = (): void => fs.rmSync(temporary, { force: true });
+  const remove = (): void => fs.rmSync(scratch, { recursive: true, force: true });
   const interrupted = (signal: NodeJS.Signals): void => {
     remove();
     process.exit(signal === 'SIGINT' ? 130 : 143);
   };
+  const writing = (action: () => void): void => {
+    try {
+      action();
+    } catch (error) {
+      if (error instanceof QkvGemmError) throw error;
+      const message = `The output '${file}' cannot be written: ${reason(error)}.`;
+      throw new QkvGemmError('FILE_NOT_WRITABLE', message, { cause: error });
+    }
+  };
+  // External data is found beside the model: with some to copy, the temporary name is that of a folder.
+  const temporary = copies.length === 0 ? scratch : path.join(scratch, path.basename(file));
   process.once('SIGINT', interrupted).once('SIGTERM', interrupted);
   try {
-    try {
-      const handle = fs.openSync(temporary, 'wx');
-      try {
-        for (const part of parts) {
-          for (let at = 0; at < part.length;)
-            at += fs.writeSync(handle, part, at, Math.min(part.length - at, 2 ** 30));
-        }
-        fs.fsyncSync(handle);
-      } finally {
-        fs.closeSync(handle);
+    writing(() => {
+      if (copies.length > 0) fs.mkdirSync(scratch);
+      for (const { from, location } of copies.length > 0 ? companions : []) {
+        const copy = path.join(scratch, location);
+        fs.mkdirSync(path.dirname(copy), { recursive: true });
+        fs.copyFileSync(from, copy, fs.constants.COPYFILE_EXCL);
       }
-    } catch (error) {
-      throw new QkvGemmError(
-        'FILE_NOT_WRITABLE',
-        `The output '${file}' cannot be written: ${reason(error)}.`,
-        { cause: error },
-      );
-    }
+      writeParts(temporary, parts);
+    });
     await check?.(temporary);
-    checkWritable(file, options); // somebody may have put a file there meanwhile
-    fs.renameSync(temporary, file);
+    writing(() => {
+      checkTargets(); // somebody may have put a file there meanwhile
+      for (const { location, to } of copies) {
+        fs.mkdirSync(path.dirname(to), { recursive: true });
+        fs.renameSync(path.join(scratch, location), to);
+      }
+      fs.renameSync(temporary, file);
+    });
   } finally {
     remove();
     process.off('SIGINT', interrupted).off('SIGTERM', interrupted);
   }
 }
 
-/** Copies external-data files beside an output in another folder, whole or not at all. */
-export function copyBeside(
-  files: readonly { from: string; location: string }[],
-  folder: string,
-  options: WriteOptions = {},
-): void {
-  for (const { from, location } of files) {
-    const to = path.join(folder, location);
-    if (sameFile(from, to)) continue;
-    fs.mkdirSync(path.dirname(to), { recursive: true });
-    checkWritable(to, options);
-    const temporary = `${to}.${crypto.randomBytes(6).toString('hex')}.tmp`;
-    try {
-      fs.copyFileSync(from, temporary, fs.constants.COPYFILE_EXCL);
-      fs.renameSync(temporary, to);
-    } catch (error) {
-      throw new QkvGemmError(
-        'FILE_NOT_WRITABLE',
-        `The external data '${from}' cannot be copied to '${to}': ${reason(error)}.`,
-        { cause: error },
-      );
-    } finally {
-      fs.rmSync(temporary, { force: true });
+function writeParts(file: string, parts: readonly Uint8Array[]): void {
+  const handle = fs.openSync(file, 'wx');
+  try {
+    for (const part of parts) {
+      for (let at = 0; at < part.length;)
+        at += fs.writeSync(handle, part, at, Math.min(part.length - at, 2 ** 30));
     }
+    fs.fsyncSync(handle);
+  } finally {
+    fs.closeSync(handle);
   }
 }

@@ -1,8 +1,10 @@
 /** The rewrite from file to file: external data, a check that ONNX Runtime accepts the result, and an atomic write. */
 import path from 'node:path';
 import { QkvGemmError } from './errors.js';
-import { checkWritable, copyBeside, FolderSource, readModelFile, writeFileWhole } from './files.js';
-import { Model } from './onnx/model.js';
+import { externalTensors, FolderSource } from './external_data.js';
+import { checkWritable, readModelFile, writeModelWhole, type Companion } from './files.js';
+import { concat } from './onnx/wire.js';
+import { checkOptions } from './options.js';
 import type { FuseOptions } from './rewrite/options.js';
 import { fuseModel, type FusedModel } from './rewrite/fuse.js';
 import { withQkvGemm } from './session/index.js';
@@ -23,14 +25,30 @@ export function defaultOutput(input: string): string {
 /** Reads and rewrites; nothing is written. Errors name the file. */
 export function fusePath(input: string, options: FuseOptions = {}): FusedModel {
   const bytes = readModelFile(input);
+  return naming(input, () => {
+    const source = new FolderSource(path.dirname(input));
+    companionsOf(bytes, source); // what is missing is said before the work
+    return fuseModel(bytes, options, source);
+  });
+}
+
+function naming<T>(input: string, action: () => T): T {
   try {
-    return fuseModel(bytes, options, new FolderSource(path.dirname(input)));
+    return action();
   } catch (error) {
-    if (error instanceof QkvGemmError && !error.message.includes(input)) {
+    if (error instanceof QkvGemmError && !error.message.includes(`'${input}'`)) {
       throw new QkvGemmError(error.code, `'${input}': ${error.message}`, { cause: error });
     }
     throw error;
   }
+}
+
+/** The external files of a model, each once. */
+function companionsOf(model: Uint8Array, source: FolderSource): Companion[] {
+  const files = new Map<string, string>();
+  for (const { name, external } of externalTensors(model))
+    files.set(external.location, source.locate(external, name));
+  return [...files].map(([location, from]) => ({ location, from }));
 }
 
 /**
@@ -43,28 +61,23 @@ export async function fuseFile(
   output: string,
   options: FuseFileOptions = {},
 ): Promise<FusedModel> {
+  checkOptions('fuseFile', options, ['dtype', 'fallback', 'overwrite', 'verify']);
   const { overwrite, verify, ...rest } = options;
-  const writing = { overwrite: overwrite ?? false, inputs: [input] };
-  readModelFile(input); // a missing input is the first thing to say
-  checkWritable(output, writing);
-  const result = fusePath(input, rest);
-  if (result.report.fused.length === 0) return result;
-  const folder = path.dirname(path.resolve(output));
-  if (folder !== path.dirname(path.resolve(input))) copyBeside(externalFiles(input, result), folder, writing);
-  const check = verify === false ? undefined : (temporary: string) => checkLoads(temporary, input);
-  await writeFileWhole(output, result.parts, writing, check);
-  return result;
-}
-
-/** External files that the rewritten model still refers to. */
-function externalFiles(input: string, result: FusedModel): { from: string; location: string }[] {
+  const bytes = readModelFile(input); // a missing input is the first thing to say
   const source = new FolderSource(path.dirname(input));
-  const model = new Model(Buffer.concat(result.parts));
-  const files = new Map<string, string>();
-  for (const tensor of model.graph.initializers.values()) {
-    if (tensor.external) files.set(tensor.external.location, source.locate(tensor.external, tensor.name));
-  }
-  return [...files].map(([location, from]) => ({ location, from }));
+  const inputs = [input];
+  checkWritable(output, { overwrite: overwrite ?? false, inputs });
+  const result = naming(input, () => {
+    inputs.push(...companionsOf(bytes, source).map(({ from }) => from));
+    checkWritable(output, { overwrite: overwrite ?? false, inputs });
+    return fuseModel(bytes, rest, source);
+  });
+  if (result.report.fused.length === 0) return result;
+  const companions = inputs.length === 1 ? [] : companionsOf(concat(result.parts), source);
+  const check = verify === false ? undefined : (temporary: string) => checkLoads(temporary, input);
+  const writing = { overwrite: overwrite ?? false, inputs };
+  await writeModelWhole(output, result.parts, companions, writing, check);
+  return result;
 }
 
 async function checkLoads(temporary: string, input: string): Promise<void> {

@@ -3,6 +3,7 @@
  *
  * @packageDocumentation
  */
+import { QkvGemmError } from './errors.js';
 import { concat } from './onnx/wire.js';
 import { fusePath } from './fuse_file.js';
 import { fuseModel } from './rewrite/fuse.js';
@@ -32,6 +33,12 @@ export interface FuseResult {
  */
 export function fuse(model: Uint8Array | string, options: FuseOptions = {}): Promise<FuseResult> {
   return new Promise((resolve) => {
+    if (typeof model !== 'string' && !(model instanceof Uint8Array)) {
+      throw new QkvGemmError(
+        'INVALID_ARGUMENT',
+        `fuse: expected a model's bytes (Uint8Array) or path (string), found ${Object.prototype.toString.call(model).slice(8, -1)}.`,
+      );
+    }
     const { parts, report } =
       typeof model === 'string' ? fusePath(model, options) : fuseModel(model, options);
     resolve({ model: parts.length === 1 && parts[0] ? parts[0] : concat(parts), report });

@@ -16,6 +16,11 @@ function distance(a: string, b: string): number {
 
 /** Throws `INVALID_ARGUMENT` for a key that is not known, naming the nearest one that is. */
 export function checkOptions(where: string, options: object, known: readonly string[]): void {
+  if (typeof options !== 'object' || (options as unknown) === null)
+    throw new QkvGemmError(
+      'INVALID_ARGUMENT',
+      `${where}: expected an object of options, found ${(options as unknown) === null ? 'null' : typeof options}.`,
+    );
   for (const key of Object.keys(options)) {
     if (known.includes(key)) continue;
     const nearest = known

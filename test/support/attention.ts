@@ -12,6 +12,8 @@ export const N = 8;
 export interface AttentionOptions {
   /** The weights are stored in this file, as the model names it. */
   location?: string;
+  /** A tensor that is not fused lies there too: the graph's result is scaled by it (default false). */
+  external?: boolean;
   /** Offset of the first weight in that file (default 0). */
   offset?: number;
   /** NodeProto bytes put before the layer's own. */
@@ -63,7 +65,14 @@ export function externalBytes(): Uint8Array {
 }
 
 export function attentionModel(options: AttentionOptions = {}): Uint8Array {
-  const { location, offset = 0, extraNodes = [], normInput = 'x', attention = true } = options;
+  const {
+    location,
+    external = false,
+    offset = 0,
+    extraNodes = [],
+    normInput = 'x',
+    attention = true,
+  } = options;
   const graph = new MessageWriter();
   const node = (opType: string, inputs: string[], outputs: string[], attributes: Uint8Array[] = []): void =>
     void graph.bytes(1, encodeNode({ opType, name: `${outputs[0]}_node`, inputs, outputs, attributes }));
@@ -78,7 +87,8 @@ export function attentionModel(options: AttentionOptions = {}): Uint8Array {
     node('Transpose', ['k'], ['kt'], [encodeAttribute('perm', { integers: [0, 2, 1] })]);
     node('MatMul', ['q', 'kt'], ['scores']);
     node('Softmax', ['scores'], ['p'], [encodeAttribute('axis', { integer: -1 })]);
-    node('MatMul', ['p', 'v'], ['y']);
+    node('MatMul', ['p', 'v'], [external ? 'pv' : 'y']);
+    if (external) node('Mul', ['pv', 'factor'], ['y']);
   } else {
     node('Add', ['q', 'k'], ['qk']);
     node('Add', ['qk', 'v'], ['y']);
@@ -92,6 +102,7 @@ export function attentionModel(options: AttentionOptions = {}): Uint8Array {
         : externalTensor(name, [K, N], location, offset + i * data.byteLength),
     ),
   );
+  if (external && location !== undefined) graph.bytes(5, externalTensor('factor', [N], location, 0));
   for (const [name, length] of [['gamma', K], ['beta', K], ['bq', N]] as const) {
     const data = values(length, length + name.length);
     graph.bytes(5, concat(encodeTensor(name, DataType.float, [length], raw(data))));

@@ -1,5 +1,6 @@
 /** NodeProto: names at once, attributes when asked for. */
 import onnxProto from 'onnx-proto';
+import { QkvGemmError } from '../errors.js';
 import { MessageWriter, readFields, text } from './wire.js';
 import { Tensor } from './tensor.js';
 
@@ -78,7 +79,16 @@ function decodeAttribute(span: Uint8Array, where: string): [string, Attribute] {
     fields.filter((f) => f.number === number).map((f) => f.value);
   const flat = new MessageWriter();
   for (const field of fields) if (![5, 6, 10, 11].includes(field.number)) flat.copy(field.span);
-  const proto = onnxProto.onnx.AttributeProto.decode(flat.finish());
+  let proto;
+  try {
+    proto = onnxProto.onnx.AttributeProto.decode(flat.finish());
+  } catch (error) {
+    throw new QkvGemmError(
+      'INVALID_MODEL',
+      `Not a valid ONNX model: an attribute of ${where} cannot be decoded (${error instanceof Error ? error.message : String(error)}).`,
+      { cause: error },
+    );
+  }
   const result: Attribute = { graphs: [...nested(6), ...nested(11)] };
   const kind = Number(proto.type);
   const has = (type: number, present: boolean): boolean => kind === type || (kind === 0 && present);

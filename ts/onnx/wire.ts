@@ -110,7 +110,13 @@ export function integers(fields: readonly Field[], number: number): number[] {
       continue;
     }
     const reader = protobuf.Reader.create(field.value);
-    while (reader.pos < reader.len) values.push(Number(reader.int64()));
+    try {
+      while (reader.pos < reader.len) values.push(Number(reader.int64()));
+    } catch (error) {
+      throw new QkvGemmError('INVALID_MODEL', 'Not a valid ONNX model: a list of integers ends too early.', {
+        cause: error,
+      });
+    }
   }
   return values;
 }
