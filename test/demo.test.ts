@@ -1,3 +1,4 @@
+import { spawnSync } from 'node:child_process';
 import fs from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { expect } from 'chai';
@@ -131,6 +132,48 @@ describe('timing of blocks', () => {
 
   it('sums up samples by median and spread', () => {
     expect(summary([30, 10, 20, 40, 50])).to.deep.equal({ median: 30, p10: 14, p90: 46, samples: 5 });
+  });
+});
+
+describe('commands of the demo and the benchmark', () => {
+  const root = fileURLToPath(new URL('..', import.meta.url));
+  const script = (
+    name: string,
+    ...args: string[]
+  ): { status: number | null; stdout: string; stderr: string } =>
+    spawnSync(process.execPath, ['--import', 'tsx', `scripts/${name}`, ...args], {
+      cwd: root,
+      encoding: 'utf8',
+    });
+
+  it('fails where the text read is not the expected one', () => {
+    const { status, stdout, stderr } = script('demo.ts', picture, 'Something else');
+    expect(status).to.equal(1);
+    expect(stdout).to.include('Fused 2, ').and.include('Fused QKV GEMM 2026');
+    expect(stderr).to.include("The original model read 'Fused QKV GEMM 2026', expected 'Something else'.");
+    expect(stderr).to.include("The fused model read 'Fused QKV GEMM 2026', expected 'Something else'.");
+  });
+
+  it('names a picture that does not exist', () => {
+    const { status, stderr } = script('demo.ts', 'no-such.png');
+    expect(status).to.equal(1);
+    expect(stderr).to.include("demo failed: ENOENT: no such file or directory, open 'no-such.png'");
+  });
+
+  it('prints a row of the benchmark for each M and weight type', () => {
+    const { status, stdout, stderr } = script('bench_cpu.ts', '--k', '768', '--seconds', '0.01');
+    expect(status, stderr).to.equal(0);
+    const names = ['stock graph fp32', 'QKVGemm fp32', 'QKVGemm fp16', 'QKVGemm bf16', 'QKVGemm int8'];
+    const rows = stdout.split('\n').filter((line) => /^\| \d/.test(line));
+    expect(rows.map((line) => line.split(' | ').slice(0, 2))).to.deep.equal(
+      [1, 8, 128, 512].flatMap((m) => names.map((name) => [`| ${m}`, name])),
+    );
+  });
+
+  it('refuses a size that the benchmark does not have', () => {
+    const { status, stderr } = script('bench_cpu.ts', '--k', '5');
+    expect(status).to.equal(2);
+    expect(stderr).to.include('--k 768 or 4096');
   });
 });
 

@@ -24,11 +24,20 @@ export interface TimingOptions {
 
 /** A sample is a batch of calls of at least this length, after one call that is not counted. */
 const BATCH_MS = 4;
+
 /**
- * ONNX Runtime's idle threads spin before they sleep; a pause lets the previous candidate's threads go to sleep, so that
- * they take no processor from the next one.
+ * Waits until this process is idle. ONNX Runtime's threads spin for tens of milliseconds before they sleep; the previous
+ * candidate's would take processors from the next one.
  */
-const PAUSE_MS = 15;
+async function settle(): Promise<void> {
+  const window = 4;
+  for (let waited = 0; waited < 250; waited += window) {
+    const before = process.cpuUsage();
+    await sleep(window);
+    const { user, system } = process.cpuUsage(before);
+    if (user + system < 1000) return;
+  }
+}
 
 export async function interleaved(
   candidates: readonly Candidate[],
@@ -38,14 +47,15 @@ export async function interleaved(
   let round = 0;
   for (const candidate of candidates) {
     await candidate.run();
-    await sleep(PAUSE_MS);
+    const begin = performance.now();
+    await settle();
     await candidate.run();
     const start = performance.now();
     await candidate.run();
     const once = performance.now() - start;
     const batch = Math.max(1, Math.ceil(BATCH_MS / once));
     calls.push(batch);
-    round += PAUSE_MS + once * (batch + 1);
+    round += start - begin + once * batch;
   }
   const rounds = Math.max(least, Math.min(most, Math.floor((seconds * 1000) / round)));
   const times = candidates.map((): number[] => []);
@@ -54,7 +64,7 @@ export async function interleaved(
       const at = (r + c) % candidates.length; // nobody always follows the same one
       const candidate = candidates[at] as Candidate;
       const batch = calls[at] as number;
-      await sleep(PAUSE_MS);
+      await settle();
       await candidate.run();
       const start = performance.now();
       for (let i = 0; i < batch; i++) await candidate.run();
