@@ -1,8 +1,10 @@
 /** Sessions with and without the library, side by side, in one process. */
 import { expect } from 'chai';
+import { spawnSync } from 'node:child_process';
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
+import { fileURLToPath } from 'node:url';
 import { Worker } from 'node:worker_threads';
 import * as ort from 'onnxruntime-node';
 import {
@@ -133,6 +135,17 @@ describe('sessions with the library', () => {
       await createAndCheck(bytes);
     }
     expect(await failure(ort.InferenceSession.create(bytes, quiet))).to.match(/QKVGemm/);
+  });
+
+  it('serves workers that load ONNX Runtime first and at once, and the main thread after them', () => {
+    const program = fileURLToPath(new URL('./support/session_workers_first.ts', import.meta.url));
+    const child = spawnSync(process.execPath, ['--import', 'tsx', program, path.join(folder, 'model.onnx')], {
+      encoding: 'utf8',
+    });
+    expect(child.status, `${child.signal ?? ''} ${child.stderr}`).to.equal(0);
+    const outputs = JSON.parse(child.stdout) as number[][];
+    expect(outputs).to.have.length(14);
+    for (const output of outputs) expect(worst(numbersOf.y ?? [], output)).to.be.lessThan(TOLERANCE);
   });
 });
 

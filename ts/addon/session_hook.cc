@@ -6,11 +6,13 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
 #include <mutex>
+#include <set>
 #include <utility>
 
 namespace qkvgemm::session {
@@ -35,9 +37,65 @@ struct Slot {
 std::mutex g_mutex;
 std::array<Slot, kMaxRuntimes> g_slots;
 
+// One thread at a time makes a runtime's first session with some libraries: see MakeDomainsKnown.
+std::mutex g_domains_mutex;
+std::array<std::set<std::string>, kMaxRuntimes> g_known_libraries;  // by slot: entries
+
+// y = Identity(x), opset 17.
+constexpr unsigned char kTinyModel[] = {
+    0x08, 0x08, 0x3a, 0x3a, 0x0a, 0x10, 0x0a, 0x01, 0x78, 0x12, 0x01, 0x79, 0x22, 0x08, 0x49, 0x64, 0x65,
+    0x6e, 0x74, 0x69, 0x74, 0x79, 0x12, 0x04, 0x74, 0x65, 0x73, 0x74, 0x5a, 0x0f, 0x0a, 0x01, 0x78, 0x12,
+    0x0a, 0x0a, 0x08, 0x08, 0x01, 0x12, 0x04, 0x0a, 0x02, 0x08, 0x01, 0x62, 0x0f, 0x0a, 0x01, 0x79, 0x12,
+    0x0a, 0x0a, 0x08, 0x08, 0x01, 0x12, 0x04, 0x0a, 0x02, 0x08, 0x01, 0x42, 0x04, 0x0a, 0x00, 0x10, 0x11};
+
+OrtStatus* RegisterLibraries(const OrtApi& api, const std::string& entry, OrtSessionOptions* options) {
+  for (size_t begin = 0; begin < entry.size();) {
+    const size_t end = std::min(entry.find('\n', begin), entry.size());
+    const std::string path = entry.substr(begin, end - begin);
+    begin = end + 1;
+    if (path.empty()) continue;
+    if (OrtStatus* status = api.RegisterCustomOpsLibrary_V2(options, path.c_str())) {
+      const std::string message =
+          "custom-op library '" + path + "' could not be registered: " + api.GetErrorMessage(status) +
+          ". It must be a shared library for this platform that exports RegisterCustomOps.";
+      const OrtErrorCode code = api.GetErrorCode(status);
+      api.ReleaseStatus(status);
+      return api.CreateStatus(code, message.c_str());
+    }
+  }
+  return nullptr;
+}
+
+// The first session with a custom-op domain adds it to a list of the whole process, and ONNX Runtime does not
+// guard the list: of two threads that create their first session at once, one fails with "domain is already
+// exist". So a session of a tiny model adds the domains before, one thread at a time; the sessions
+// themselves, which may take long, are created in parallel. What fails here fails again, and is reported, in
+// the session that was asked for.
+void MakeDomainsKnown(int slot, const std::string& entry, const OrtEnv* env) {
+  const std::lock_guard lock(g_domains_mutex);
+  std::set<std::string>& known = g_known_libraries[slot];
+  if (known.count(entry) != 0) return;
+  const OrtApi& api = *g_slots[slot].api;
+  OrtSessionOptions* options = nullptr;
+  OrtSession* session = nullptr;
+  OrtStatus* status = api.CreateSessionOptions(&options);
+  if (status == nullptr) status = api.SetIntraOpNumThreads(options, 1);
+  if (status == nullptr) status = RegisterLibraries(api, entry, options);
+  if (status == nullptr)
+    status = g_slots[slot].create_from_array(env, kTinyModel, sizeof kTinyModel, options, &session);
+  if (session != nullptr) api.ReleaseSession(session);
+  if (options != nullptr) api.ReleaseSessionOptions(options);
+  if (status != nullptr)
+    api.ReleaseStatus(status);
+  else
+    known.insert(entry);
+}
+
 // Session options with the libraries of the config entry registered; `*owned` is null where the entry is
 // absent.
-OrtStatus* PrepareOptions(const OrtApi& api, const OrtSessionOptions* options, OrtSessionOptions** owned) {
+OrtStatus* PrepareOptions(int slot, const OrtEnv* env, const OrtSessionOptions* options,
+                          OrtSessionOptions** owned) {
+  const OrtApi& api = *g_slots[slot].api;
   *owned = nullptr;
   if (options == nullptr) return nullptr;
   int present = 0;
@@ -50,32 +108,24 @@ OrtStatus* PrepareOptions(const OrtApi& api, const OrtSessionOptions* options, O
     return status;
   value.resize(size == 0 ? 0 : size - 1);  // the size counts the terminating zero
   if (OrtStatus* status = api.CloneSessionOptions(options, owned)) return status;
-  for (size_t begin = 0; begin < value.size();) {
-    const size_t end = std::min(value.find('\n', begin), value.size());
-    const std::string path = value.substr(begin, end - begin);
-    begin = end + 1;
-    if (path.empty()) continue;
-    if (OrtStatus* status = api.RegisterCustomOpsLibrary_V2(*owned, path.c_str())) {
-      const std::string message =
-          "custom-op library '" + path + "' could not be registered: " + api.GetErrorMessage(status) +
-          ". It must be a shared library for this platform that exports RegisterCustomOps.";
-      const OrtErrorCode code = api.GetErrorCode(status);
-      api.ReleaseStatus(status);
-      api.ReleaseSessionOptions(*owned);
-      *owned = nullptr;
-      return api.CreateStatus(code, message.c_str());
-    }
+  MakeDomainsKnown(slot, value, env);
+  if (OrtStatus* status = RegisterLibraries(api, value, *owned)) {
+    api.ReleaseSessionOptions(*owned);
+    *owned = nullptr;
+    return status;
   }
   return nullptr;
 }
 
 // Calls create(options) with the libraries registered; nothing may throw into ONNX Runtime's caller.
 template <typename Create>
-OrtStatus* WithLibraries(const OrtApi& api, const OrtSessionOptions* options, const Create& create) noexcept {
+OrtStatus* WithLibraries(int slot, const OrtEnv* env, const OrtSessionOptions* options,
+                         const Create& create) noexcept {
+  const OrtApi& api = *g_slots[slot].api;
   OrtSessionOptions* owned = nullptr;
   OrtStatus* status = nullptr;
   try {
-    status = PrepareOptions(api, options, &owned);
+    status = PrepareOptions(slot, env, options, &owned);
   } catch (const std::exception& e) {
     if (owned != nullptr) api.ReleaseSessionOptions(owned);
     return api.CreateStatus(ORT_FAIL, e.what());
@@ -90,7 +140,7 @@ template <int kSlot>
 OrtStatus* ORT_API_CALL CreateSession(const OrtEnv* env, const ORTCHAR_T* path,
                                       const OrtSessionOptions* options, OrtSession** session) noexcept {
   const Slot& slot = g_slots[kSlot];
-  return WithLibraries(*slot.api, options,
+  return WithLibraries(kSlot, env, options,
                        [&](const OrtSessionOptions* o) { return slot.create(env, path, o, session); });
 }
 
@@ -99,7 +149,7 @@ OrtStatus* ORT_API_CALL CreateSessionFromArray(const OrtEnv* env, const void* da
                                                const OrtSessionOptions* options,
                                                OrtSession** session) noexcept {
   const Slot& slot = g_slots[kSlot];
-  return WithLibraries(*slot.api, options, [&](const OrtSessionOptions* o) {
+  return WithLibraries(kSlot, env, options, [&](const OrtSessionOptions* o) {
     return slot.create_from_array(env, data, length, o, session);
   });
 }
