@@ -1,5 +1,6 @@
 #include "ops/contract.h"
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 
@@ -85,7 +86,7 @@ std::string TypeName(ONNXTensorElementDataType type) {
   }
 }
 
-std::string ShapeName(const std::vector<int64_t>& dims) {
+std::string ShapeName(std::span<const int64_t> dims) {
   std::string s = "[";
   for (size_t i = 0; i < dims.size(); ++i)
     s += (i ? ", " : "") + (dims[i] < 0 ? "?" : std::to_string(dims[i]));
@@ -168,14 +169,13 @@ Problem WeightProblem(const Attributes& a, const TensorInfo& weight, const Tenso
   if (zero_point.present) {
     if (zero_point.type != ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8)
       FailInput(kZeroPoint, "int8", TypeName(zero_point.type));
-    if (zero_point.dims != scale.dims)
+    if (!std::ranges::equal(zero_point.dims, scale.dims))
       FailInput(kZeroPoint, "the shape of scale, " + ShapeName(scale.dims), ShapeName(zero_point.dims));
   }
   return p;
 }
 
-Problem FullProblem(const Attributes& a, const TensorInfo (&inputs)[kInputCount],
-                    std::vector<int64_t>* splits) {
+Problem FullProblem(const Attributes& a, const TensorInfo (&inputs)[kInputCount], int64_t* only_split) {
   Problem p = WeightProblem(a, inputs[kWeight], inputs[kScale], inputs[kZeroPoint]);
   const TensorInfo& x = inputs[kInput];
   if (!x.present) FailInput(kInput, "a tensor [..., K]", "nothing");
@@ -204,10 +204,10 @@ Problem FullProblem(const Attributes& a, const TensorInfo (&inputs)[kInputCount]
     p.beta_type = VectorType(kBeta, inputs[kBeta], x.type, p.k, "K");
   }
   if (inputs[kBias].present) p.bias_type = VectorType(kBias, inputs[kBias], x.type, p.n, "N");
-  *splits = a.splits.empty() ? std::vector<int64_t>{p.n} : a.splits;
   CheckSplits(a, p.n);
-  p.splits = splits->data();
-  p.num_splits = static_cast<int64_t>(splits->size());
+  *only_split = p.n;
+  p.splits = a.splits.empty() ? only_split : a.splits.data();
+  p.num_splits = a.splits.empty() ? 1 : static_cast<int64_t>(a.splits.size());
   return p;
 }
 

@@ -6,6 +6,7 @@
 #include <onnxruntime_c_api.h>
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -30,10 +31,11 @@ struct Attributes {
   std::vector<int64_t> splits;  // empty: one output of all N columns
 };
 
+// A view: whoever fills it owns the dimensions.
 struct TensorInfo {
   bool present = false;
   ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
-  std::vector<int64_t> dims;
+  std::span<const int64_t> dims;  // -1: unknown, during shape inference
   int64_t Rank() const { return static_cast<int64_t>(dims.size()); }
 };
 
@@ -54,11 +56,12 @@ size_t OutputSlots(const Attributes& attributes);
 // What the weight side says: k, n, tw, scale layout. `splits` in the result is not set.
 Problem WeightProblem(const Attributes& attributes, const TensorInfo& weight, const TensorInfo& scale,
                       const TensorInfo& zero_point);
-// Everything; m is the product of the leading dimensions. `splits` receives the widths the result points to.
+// Everything; m is the product of the leading dimensions. The result points to the widths in `attributes`, or
+// to `only_split`, which receives N, where there are none.
 Problem FullProblem(const Attributes& attributes, const TensorInfo (&inputs)[kInputCount],
-                    std::vector<int64_t>* splits);
+                    int64_t* only_split);
 
 std::string TypeName(ONNXTensorElementDataType type);
-std::string ShapeName(const std::vector<int64_t>& dims);
+std::string ShapeName(std::span<const int64_t> dims);
 
 }  // namespace qkvgemm

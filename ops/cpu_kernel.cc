@@ -2,6 +2,7 @@
 
 #include <sched.h>
 
+#include <algorithm>
 #include <cstring>
 #include <thread>
 
@@ -88,14 +89,13 @@ CpuKernel::CpuKernel(const OrtApi& api, const OrtKernelInfo* info)
       threads_(UsableProcessors()) {
   std::string error;
   if (!cpu::SelectIsa(std::getenv("QKVGEMM_ISA"), &isa_, &error)) throw ContractError{error};
-  size_t inputs = 0, outputs = 0;
-  ThrowIfError(api_.KernelInfo_GetInputCount(info, &inputs));
+  size_t outputs = 0;
   ThrowIfError(api_.KernelInfo_GetOutputCount(info, &outputs));
   if (outputs > OutputSlots(attributes_))
     throw ContractError{"expected at most " + std::to_string(OutputSlots(attributes_)) +
                         " outputs, as attributes 'splits' and 'emit_norm' say, found " +
                         std::to_string(outputs)};
-  PackConstantWeights(info, inputs);
+  ReadConstants(info);
   ThrowIfError(api_.CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &memory_));
 }
 
@@ -103,25 +103,33 @@ CpuKernel::~CpuKernel() {
   if (memory_ != nullptr) api_.ReleaseMemoryInfo(memory_);
 }
 
-void CpuKernel::PackConstantWeights(const OrtKernelInfo* info, size_t input_count) {
-  TensorInfo infos[kInputCount];
-  const OrtValue* values[kInputCount] = {};
-  for (size_t i : {kWeight, kScale, kZeroPoint}) {
-    if (i >= input_count) continue;
+void CpuKernel::ReadConstants(const OrtKernelInfo* info) {
+  size_t input_count = 0;
+  ThrowIfError(api_.KernelInfo_GetInputCount(info, &input_count));
+  const void* data[kInputCount] = {};
+  for (size_t i = 0; i < kInputCount; ++i) {
     size_t length = 0;
-    ThrowIfError(api_.KernelInfo_GetInputName(info, i, nullptr, &length));
-    if (length <= 1) continue;  // an optional input left empty
+    if (i < input_count) ThrowIfError(api_.KernelInfo_GetInputName(info, i, nullptr, &length));
+    if (length <= 1) {  // an optional input left out or left empty
+      constants_[i] = TensorInfo{};
+      continue;
+    }
     int constant = 0;
-    ThrowIfError(api_.KernelInfoGetConstantInput_tensor(info, i, &constant, &values[i]));
-    if (!constant) return;  // Compute packs what it gets
-    infos[i] = ReadInfo(api_, values[i]);
+    const OrtValue* value = nullptr;
+    ThrowIfError(api_.KernelInfoGetConstantInput_tensor(info, i, &constant, &value));
+    if (!constant) continue;
+    constants_[i] = ReadInfo(api_, value, arena_);
+    data[i] = ReadData(api_, value);
   }
-  const Problem problem = WeightProblem(attributes_, infos[kWeight], infos[kScale], infos[kZeroPoint]);
-  CheckSplits(attributes_, problem.n);  // here, where it can be known before the first run
+  if (!constants_[kWeight] || !constants_[kScale] || !constants_[kZeroPoint]) return;
+  // What concerns the weights alone is said here, before the first run.
+  const Problem problem =
+      WeightProblem(attributes_, *constants_[kWeight], *constants_[kScale], *constants_[kZeroPoint]);
+  CheckSplits(attributes_, problem.n);
   Operands operands;
-  operands.weight = ReadData(api_, values[kWeight]);
-  operands.scale = ReadData(api_, values[kScale]);
-  operands.zero_point = ReadData(api_, values[kZeroPoint]);
+  operands.weight = data[kWeight];
+  operands.scale = data[kScale];
+  operands.zero_point = data[kZeroPoint];
   packed_.reset(cpu::AllocatePacked(cpu::PackedBytes(problem, isa_)));
   if (packed_ == nullptr) throw std::bad_alloc();
   cpu::Pack(problem, operands, isa_, cpu::ThreadPool{}, packed_.get());
@@ -135,18 +143,20 @@ void CpuKernel::Run(OrtKernelContext* context) const {
   size_t input_count = 0, output_count = 0;
   ThrowIfError(api_.KernelContext_GetInputCount(context, &input_count));
   ThrowIfError(api_.KernelContext_GetOutputCount(context, &output_count));
+  Arena arena;
   TensorInfo infos[kInputCount];
   const void* data[kInputCount] = {};
   for (size_t i = 0; i < input_count && i < kInputCount; ++i) {
     const OrtValue* value = nullptr;
     ThrowIfError(api_.KernelContext_GetInput(context, i, &value));
-    infos[i] = ReadInfo(api_, value);
+    infos[i] = constants_[i] ? *constants_[i] : ReadInfo(api_, value, arena);
     data[i] = ReadData(api_, value);
   }
-  std::vector<int64_t> splits;
-  const Problem problem = FullProblem(attributes_, infos, &splits);
+  int64_t only_split = 0;
+  const Problem problem = FullProblem(attributes_, infos, &only_split);
 
-  std::vector<int64_t> dims = infos[kInput].dims;
+  const std::span<int64_t> dims = arena.New<int64_t>(infos[kInput].dims.size());
+  std::ranges::copy(infos[kInput].dims, dims.begin());
   const auto output = [&](size_t slot, int64_t width) -> void* {
     if (slot >= output_count) return nullptr;
     dims.back() = width;
@@ -162,8 +172,8 @@ void CpuKernel::Run(OrtKernelContext* context) const {
   operands.bias = data[kBias];
   operands.scale = data[kScale];
   operands.zero_point = data[kZeroPoint];
-  std::vector<void*> y(splits.size());
-  for (size_t s = 0; s < splits.size(); ++s) y[s] = output(SlotOfSplit(s), splits[s]);
+  const std::span<void*> y = arena.New<void*>(static_cast<size_t>(problem.num_splits));
+  for (size_t s = 0; s < y.size(); ++s) y[s] = output(SlotOfSplit(s), problem.splits[s]);
   operands.y = y.data();
   if (attributes_.emit_norm) operands.norm = output(kNormSlot, problem.k);
   if (problem.m == 0) return;

@@ -5,10 +5,12 @@
 
 #include <cstdlib>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "ops/contract.h"
 #include "ops/cpu/qkv_gemm_cpu.h"
+#include "ops/ort_util.h"
 
 namespace qkvgemm {
 
@@ -23,12 +25,15 @@ class CpuKernel {
   OrtStatus* Compute(OrtKernelContext* context) const noexcept;
 
  private:
-  void PackConstantWeights(const OrtKernelInfo* info, size_t input_count);
+  void ReadConstants(const OrtKernelInfo* info);
   void Run(OrtKernelContext* context) const;
 
   const OrtApi& api_;
   std::string where_;  // "com.deepspeed.QKVGemm node 'name'"
   Attributes attributes_;
+  // Of inputs that never change, and of those that are absent: read once. Others are read in each call.
+  std::optional<TensorInfo> constants_[kInputCount];
+  Arena arena_;
   cpu::Isa isa_ = cpu::Isa::kScalar;
   int threads_ = 1;
   OrtMemoryInfo* memory_ = nullptr;

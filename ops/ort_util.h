@@ -4,8 +4,12 @@
 
 #include <onnxruntime_c_api.h>
 
+#include <array>
+#include <cstddef>
 #include <exception>
+#include <memory_resource>
 #include <new>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -49,19 +53,34 @@ OrtStatus* Guard(const OrtApi& api, const std::string& where, const Fn& fn) noex
   }
 }
 
+// Owns the dimensions of the tensors that were read with it. Those of one call fit the buffer, which lies on
+// the stack; the heap is there for ranks and splits beyond what models have.
+class Arena {
+ public:
+  template <typename T>
+  std::span<T> New(size_t count) {
+    return {std::pmr::polymorphic_allocator<T>(&memory_).allocate(count), count};
+  }
+
+ private:
+  std::array<std::byte, 1024> buffer_;
+  std::pmr::monotonic_buffer_resource memory_{buffer_.data(), buffer_.size()};
+};
+
 // Element type and dimensions of `info`, which stays the caller's.
-inline TensorInfo ReadInfo(const OrtApi& api, const OrtTensorTypeAndShapeInfo* info) {
+inline TensorInfo ReadInfo(const OrtApi& api, const OrtTensorTypeAndShapeInfo* info, Arena& arena) {
   TensorInfo t;
   t.present = true;
   size_t rank = 0;
   ThrowIfError(api.GetTensorElementType(info, &t.type));
   ThrowIfError(api.GetDimensionsCount(info, &rank));
-  t.dims.resize(rank);
-  ThrowIfError(api.GetDimensions(info, t.dims.data(), rank));
+  const std::span<int64_t> dims = arena.New<int64_t>(rank);
+  ThrowIfError(api.GetDimensions(info, dims.data(), rank));
+  t.dims = dims;
   return t;
 }
 
-inline TensorInfo ReadInfo(const OrtApi& api, const OrtValue* value) {
+inline TensorInfo ReadInfo(const OrtApi& api, const OrtValue* value, Arena& arena) {
   if (value == nullptr) return {};
   OrtTensorTypeAndShapeInfo* info = nullptr;
   ThrowIfError(api.GetTensorTypeAndShape(value, &info));
@@ -70,7 +89,7 @@ inline TensorInfo ReadInfo(const OrtApi& api, const OrtValue* value) {
     OrtTensorTypeAndShapeInfo* info;
     ~Release() { api.ReleaseTensorTypeAndShapeInfo(info); }
   } release{api, info};
-  return ReadInfo(api, static_cast<const OrtTensorTypeAndShapeInfo*>(info));
+  return ReadInfo(api, static_cast<const OrtTensorTypeAndShapeInfo*>(info), arena);
 }
 
 // Tensors are read through a function that is not const in the C API; nothing is written.

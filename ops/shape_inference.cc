@@ -27,7 +27,7 @@ void SetOutput(const OrtApi& api, OrtShapeInferContext* context, size_t slot, co
   ThrowIfError(api.CreateTensorTypeAndShapeInfo(&info));
   const std::unique_ptr<OrtTensorTypeAndShapeInfo, void (*)(OrtTensorTypeAndShapeInfo*)> owner(
       info, api.ReleaseTensorTypeAndShapeInfo);
-  std::vector<int64_t> dims = input.dims;
+  std::vector<int64_t> dims(input.dims.begin(), input.dims.end());
   dims.back() = width;
   std::vector<const char*> names(dims.size(), "");
   for (size_t i = 0; i < dims.size(); ++i)
@@ -39,11 +39,11 @@ void SetOutput(const OrtApi& api, OrtShapeInferContext* context, size_t slot, co
 }
 
 TensorInfo InputInfo(const OrtApi& api, const OrtShapeInferContext* context, size_t index,
-                     std::vector<std::string>* names) {
+                     std::vector<std::string>* names, Arena& arena) {
   OrtTensorTypeAndShapeInfo* info = nullptr;  // stays the context's
   ThrowIfError(api.ShapeInferContext_GetInputTypeShape(context, index, &info));
   if (info == nullptr) return {};
-  TensorInfo t = ReadInfo(api, static_cast<const OrtTensorTypeAndShapeInfo*>(info));
+  const TensorInfo t = ReadInfo(api, static_cast<const OrtTensorTypeAndShapeInfo*>(info), arena);
   std::vector<const char*> symbols(t.dims.size());
   ThrowIfError(api.GetSymbolicDimensions(info, symbols.data(), symbols.size()));
   for (const char* symbol : symbols)
@@ -57,12 +57,14 @@ OrtStatus* InferShapes(const OrtApi& api, OrtShapeInferContext* context) noexcep
   return Guard(api, "com.deepspeed.QKVGemm", [&] {
     const Attributes attributes = ReadShapeAttributes(api, context);
     std::vector<std::string> names, weight_names;
-    TensorInfo input = InputInfo(api, context, kInput, &names);
-    const TensorInfo weight = InputInfo(api, context, kWeight, &weight_names);
+    Arena arena;
+    TensorInfo input = InputInfo(api, context, kInput, &names, arena);
+    const TensorInfo weight = InputInfo(api, context, kWeight, &weight_names, arena);
     if (input.dims.empty()) {
       // No shape is known (a scalar looks the same here, and the kernel refuses it). Saying nothing would
       // leave the outputs without a type, and the API sets the two together only.
-      input.dims = {-1};
+      static constexpr int64_t kUnknown[] = {-1};
+      input.dims = kUnknown;
       names = {UnknownDimension()};
     }
     int64_t n = -1, k = -1;
