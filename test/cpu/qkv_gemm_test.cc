@@ -3,10 +3,21 @@
 // of bounds.
 #include <cstdio>
 #include <cstdlib>
+#include <new>
 #include <string>
 
 #include "ops/cpu/plan.h"
 #include "test/cpu/support.h"
+
+// Counted, for a call must not allocate.
+static std::atomic<int64_t> allocations{0};
+void* operator new(size_t bytes) {
+  ++allocations;
+  if (void* block = std::malloc(bytes == 0 ? 1 : bytes)) return block;
+  throw std::bad_alloc();
+}
+void operator delete(void* block) noexcept { std::free(block); }
+void operator delete(void* block, size_t) noexcept { std::free(block); }
 
 using namespace qkvgemm;
 using namespace qkvgemm::cpu;
@@ -45,7 +56,10 @@ std::vector<char> RunAndCheck(Case& c, Isa isa, bool use_packed, int threads) {
   const Operands o = c.GetOperands();
   Buffer packed(PackedBytes(c.p, isa)), scratch(ScratchBytes(c.p, isa, threads, use_packed));
   if (use_packed) Pack(c.p, o, isa, pool.pool, packed.Data());
+  const int64_t before = allocations;
   Run(c.p, o, use_packed ? packed.Data() : nullptr, isa, pool.pool, scratch.Data());
+  if (threads == 1 && allocations != before)  // else the pool's threads may count
+    Fail(name + ": allocated " + std::to_string(allocations - before) + " times");
 
   // Bound per element, with u = 2^-24: the statistics and the row's scaling cost a few u relative to the
   // row's largest value before the mean is removed; a dot product of K terms in any order costs at most K u
