@@ -36,6 +36,7 @@ export class ModelBuilder {
   private readonly initialisers: Uint8Array[] = [];
   private readonly inputs: Value[] = [];
   private readonly outputs: Value[] = [];
+  private readonly valueInfos: Value[] = [];
   private readonly functions: Uint8Array[] = [];
   private readonly opsets: Map<string, number>;
 
@@ -58,6 +59,11 @@ export class ModelBuilder {
     return name;
   }
 
+  /** States type and shape of a value inside the graph. */
+  valueInfo(name: string, dims?: readonly (number | string)[], type: number = DataType.float): void {
+    this.valueInfos.push({ name, type, ...(dims ? { dims } : {}) });
+  }
+
   /** Adds a node; returns its first output. */
   node(
     opType: string,
@@ -77,6 +83,27 @@ export class ModelBuilder {
   rawNode(bytes: Uint8Array, output = ''): string {
     this.nodes.push(bytes);
     return output;
+  }
+
+  /** Adds a Constant node that holds floats, stored as `type`. AttributeProto: name 1, t 5, type 20 (4: tensor). */
+  constant(
+    name: string,
+    dims: readonly number[],
+    values: ArrayLike<number>,
+    type: number = DataType.float,
+  ): string {
+    const tensor = encodeTensor('', type, dims, fromFloat32(Float32Array.from(values), type));
+    const value = new MessageWriter().string(1, 'value').bytes(5, tensor).integer(20, 4).finish();
+    return this.rawNode(
+      encodeNode({
+        opType: 'Constant',
+        name: `${name}_node`,
+        inputs: [],
+        outputs: [name],
+        attributes: [value],
+      }),
+      name,
+    );
   }
 
   /** Adds an initialiser from its bytes, little-endian. */
@@ -112,15 +139,21 @@ export class ModelBuilder {
     this.functions.push(bytes);
   }
 
-  /** ModelProto: ir_version 1, graph 7, opset_import 8, functions 25. GraphProto: node 1, name 2, initializer 5, input 11, output 12. */
-  finish(): Uint8Array {
+  /** GraphProto: node 1, name 2, initializer 5, input 11, output 12, value_info 13. A subgraph is built as a graph. */
+  graph(): Uint8Array {
     const graph = new MessageWriter();
     for (const node of this.nodes) graph.bytes(1, node);
     graph.string(2, 'graph');
     for (const initialiser of this.initialisers) graph.bytes(5, initialiser);
     for (const value of this.inputs) graph.bytes(11, valueInfo(value));
     for (const value of this.outputs) graph.bytes(12, valueInfo(value));
-    const model = new MessageWriter().integer(1, this.irVersion).bytes(7, graph.parts());
+    for (const value of this.valueInfos) graph.bytes(13, valueInfo(value));
+    return graph.finish();
+  }
+
+  /** ModelProto: ir_version 1, graph 7, opset_import 8, functions 25. */
+  finish(): Uint8Array {
+    const model = new MessageWriter().integer(1, this.irVersion).bytes(7, this.graph());
     for (const [domain, version] of this.opsets)
       model.bytes(8, new MessageWriter().string(1, domain).integer(2, version).finish());
     for (const bytes of this.functions) model.bytes(25, bytes);

@@ -10,6 +10,7 @@ import type { GraphIndex } from '../graph_index.js';
 import { fail, type Match } from '../match.js';
 import {
   addScalar,
+  checkEpsilon,
   checkEnclosed,
   meanOf,
   readTail,
@@ -119,8 +120,8 @@ function match(
     if (a.cast) nodes.push(a.cast);
   }
   const epsilon = sum.scalar;
-  if (!(epsilon >= 0) || !Number.isFinite(epsilon))
-    return fail(`epsilon is ${epsilon}, expected a number >= 0`, sum.node);
+  const positive = checkEpsilon(epsilon, sum.node);
+  if (!positive.ok) return positive;
 
   const entry = skipCast(index, input);
   const value = node.outputs[0] ?? '';

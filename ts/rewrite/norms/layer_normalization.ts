@@ -4,7 +4,7 @@
  */
 import type { Node } from '../../onnx/node.js';
 import { fail } from '../match.js';
-import { checkLastAxis, vectorInput, type NormRule } from './norm.js';
+import { checkEpsilon, checkLastAxis, vectorInput, type NormRule } from './norm.js';
 
 function single(opType: string, ruleName: string, normType: 'layer_norm' | 'rms_norm'): NormRule {
   return {
@@ -32,6 +32,8 @@ function single(opType: string, ruleName: string, normType: 'layer_norm' | 'rms_
           : { ok: true as const, value: undefined };
       if (!beta.ok) return beta;
       const epsilon = node.float('epsilon', Math.fround(1e-5));
+      const positive = checkEpsilon(epsilon, node);
+      if (!positive.ok) return positive;
       return {
         ok: true,
         value: {

@@ -82,6 +82,13 @@ export function checkFloat(constant: Constant, what: string, node: Node): Match<
   return { ok: true, value: constant };
 }
 
+/** An epsilon that the op takes. */
+export function checkEpsilon(epsilon: number, node: Node): Match<undefined> {
+  return epsilon >= 0 && Number.isFinite(epsilon)
+    ? { ok: true, value: undefined }
+    : fail(`epsilon is ${epsilon}, expected a number >= 0`, node);
+}
+
 /** The axis is the last one. A positive axis needs a known rank. */
 export function checkLastAxis(index: GraphIndex, axis: number, value: string, node: Node): Match<undefined> {
   if (axis === -1) return { ok: true, value: undefined };
