@@ -22,7 +22,8 @@ export async function runModel(
   }
 }
 
-function floats(tensor: ort.Tensor): Float32Array {
+/** Elements of a float tensor as float32. */
+export function floats(tensor: ort.Tensor): Float32Array {
   if (tensor.type === 'float32') return tensor.data as Float32Array;
   if (tensor.type === 'float16') {
     const bits = tensor.data as Uint16Array;
