@@ -67,6 +67,9 @@ Attributes ReadAttributes(const OrtApi& api, const OrtKernelInfo* info) {
   ReadFlag(api, info, "activation_quant", &a.activation_quant);
   if (ReadOptional(api, "splits", "ints",
                    [&] { return api.KernelInfoGetAttributeArray_int64(info, "splits", nullptr, &length); })) {
+    // An attribute of another type looks like an empty list here.
+    if (length == 0)
+      throw ContractError{"attribute 'splits': expected ints, at least one, found none or another type"};
     a.splits.resize(length);
     ThrowIfError(api.KernelInfoGetAttributeArray_int64(info, "splits", a.splits.data(), &length));
   }

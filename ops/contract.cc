@@ -137,6 +137,9 @@ Problem WeightProblem(const Attributes& a, const TensorInfo& weight, const Tenso
   p.k = weight.dims[a.transposed ? 1 : 0];
   p.n = weight.dims[a.transposed ? 0 : 1];
   if (p.tw != DType::kInt8) {
+    if (a.activation_quant)
+      Fail("attribute 'activation_quant': expected 0 unless weight is int8, found 1 with weight " +
+           TypeName(weight.type));
     if (scale.present)
       FailInput(kScale, "nothing: only int8 weights are scaled, weight is " + TypeName(weight.type),
                 Describe(scale));
@@ -146,8 +149,9 @@ Problem WeightProblem(const Attributes& a, const TensorInfo& weight, const Tenso
     return p;
   }
   if (!scale.present) FailInput(kScale, "a tensor: int8 weights need one", "nothing");
-  p.scale_type = FloatType(kScale, scale);
-  if (p.scale_type == DType::kBFloat16) FailInput(kScale, "float or float16", TypeName(scale.type));
+  if (!ToDType(scale.type, &p.scale_type) ||
+      (p.scale_type != DType::kFloat && p.scale_type != DType::kFloat16))
+    FailInput(kScale, "float or float16", TypeName(scale.type));
   if (scale.Rank() == 2) {
     const int64_t blocks = scale.dims[0];
     if (blocks < 1 || p.k % blocks != 0 || scale.dims[1] != p.n)
@@ -190,9 +194,6 @@ Problem FullProblem(const Attributes& a, const TensorInfo (&inputs)[kInputCount]
   p.norm = a.norm_type;
   p.epsilon = a.epsilon;
   p.activation_quant = a.activation_quant;
-  if (a.activation_quant && p.tw != DType::kInt8)
-    Fail("attribute 'activation_quant': expected 0 unless weight is int8, found 1 with weight " +
-         TypeName(inputs[kWeight].type));
   if (inputs[kGamma].present) {
     if (p.norm == NormType::kNone)
       FailInput(kGamma, "nothing with norm_type 'none'", Describe(inputs[kGamma]));

@@ -95,6 +95,16 @@ CpuKernel::CpuKernel(const OrtApi& api, const OrtKernelInfo* info)
     throw ContractError{"expected at most " + std::to_string(OutputSlots(attributes_)) +
                         " outputs, as attributes 'splits' and 'emit_norm' say, found " +
                         std::to_string(outputs)};
+  if (outputs > kNormSlot && !attributes_.emit_norm) {
+    // Nothing is written there, and ONNX Runtime would hand its caller a value that does not exist.
+    size_t length = 0;
+    ThrowIfError(api_.KernelInfo_GetOutputName(info, kNormSlot, nullptr, &length));
+    std::string name(length, '\0');
+    ThrowIfError(api_.KernelInfo_GetOutputName(info, kNormSlot, name.data(), &length));
+    if (length > 1)  // it counts the terminating zero
+      throw ContractError{"output 1 'norm': expected no name unless attribute 'emit_norm' is 1, found '" +
+                          std::string(name.c_str()) + "'"};
+  }
   ReadConstants(info);
   ThrowIfError(api_.CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &memory_));
 }
