@@ -14,6 +14,8 @@ export interface Value {
 
 export interface NodeSettings {
   attributes?: Record<string, AttributeValue>;
+  /** Attributes that are graphs: the bodies of If, Loop and Scan. */
+  graphs?: Record<string, ModelBuilder>;
   domain?: string;
   name?: string;
 }
@@ -64,15 +66,17 @@ export class ModelBuilder {
     this.valueInfos.push({ name, type, ...(dims ? { dims } : {}) });
   }
 
-  /** Adds a node; returns its first output. */
+  /** Adds a node; returns its first output. AttributeProto of a graph: name 1, g 6, type 20 (5: graph). */
   node(
     opType: string,
     inputs: readonly string[],
     outputs: readonly string[],
     settings: NodeSettings = {},
   ): string {
-    const { attributes = {}, domain = '', name = `${outputs[0] ?? opType}_node` } = settings;
+    const { attributes = {}, graphs = {}, domain = '', name = `${outputs[0] ?? opType}_node` } = settings;
     const encoded = Object.entries(attributes).map(([key, value]) => encodeAttribute(key, value));
+    for (const [key, body] of Object.entries(graphs))
+      encoded.push(new MessageWriter().string(1, key).bytes(6, body.graph()).integer(20, 5).finish());
     return this.rawNode(
       encodeNode({ opType, domain, name, inputs, outputs, attributes: encoded }),
       outputs[0] ?? '',

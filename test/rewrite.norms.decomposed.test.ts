@@ -1,8 +1,8 @@
 import { expect } from 'chai';
 import type { ModelBuilder } from '../models/builder.js';
 import { DataType } from '../ts/onnx/tensor.js';
-import { checkFused, checkRefused } from './support/fused.js';
-import { K, layer, N, weightValues, type Layer } from './support/layers.js';
+import { checkFused, checkRefused, checkUntouched } from './support/fused.js';
+import { gammaOf, K, layer, N, weightValues, type Layer } from './support/layers.js';
 import { LOW, spell, type Spelling } from './support/norms.js';
 
 const SPELLINGS: Record<string, Spelling> = {
@@ -26,17 +26,18 @@ const SPELLINGS: Record<string, Spelling> = {
   'axes from a Constant node': { axes: 'constant' },
 }; // prettier-ignore
 
+const castTo = (m: ModelBuilder, from: string, to: number, name: string): string =>
+  m.node('Cast', [from], [name], { attributes: { to: { integer: to } } });
+
 /** float16 activations around a norm: x and what comes of it are float32 at the graph's ends. */
 function lowLayer(type: number, norm: (m: ModelBuilder, x: string) => string): Uint8Array {
-  const cast = (m: ModelBuilder, from: string, to: number, name: string): string =>
-    m.node('Cast', [from], [name], { attributes: { to: { integer: to } } });
   return layer({
     opset: 13,
-    norm: (m, x) => norm(m, cast(m, x, type, 'x_low')),
+    norm: (m, x) => norm(m, castTo(m, x, type, 'x_low')),
     project: (m, h) =>
       ['q', 'k', 'v'].map((name, i) => {
         const w = m.floats(`w_${name}`, [K, N], weightValues(K * N, i), type);
-        return cast(m, m.node('MatMul', [h, w], [`${name}_low`]), DataType.float, name);
+        return castTo(m, m.node('MatMul', [h, w], [`${name}_low`]), DataType.float, name);
       }),
   });
 }
@@ -55,6 +56,22 @@ const reading = (name: string) => (rms: boolean): Layer => ({
   norm: (m, x) => spell(m, x, rms),
   after: (m) => m.output(m.node('Neg', [name], ['negative'])),
 }); // prettier-ignore
+/** The normalised value goes through another type before it is scaled. */
+const castTwice = (to: number) => (rms: boolean): Layer => ({
+  norm: (m, x) => {
+    const h = spell(m, x, rms, { gamma: false, beta: false });
+    return m.node('Mul', [castTo(m, castTo(m, h, to, 'there'), DataType.float, 'back'), gammaOf(m)], ['h']);
+  },
+}); // prettier-ignore
+const castOnce = (to: number) => (rms: boolean): Layer => ({
+  norm: (m, x) => castTo(m, spell(m, x, rms), to, 'h'),
+  project: (m, h) =>
+    ['q', 'k', 'v'].map((name, i) => {
+      const w = m.floats(`w_${name}`, [K, N], weightValues(K * N, i), to);
+      return castTo(m, m.node('MatMul', [h, w], [`${name}_low`]), DataType.float, name);
+    }),
+}); // prettier-ignore
+const spread = (rms: boolean): Layer => ({ dims: [2, 5, 1], norm: (m, x) => spell(m, x, rms) });
 const same = (reason: string) => (): string => reason;
 
 /** What is refused, how it comes about, and the reason. */
@@ -72,6 +89,11 @@ const REFUSALS: [string, (rms: boolean) => Layer, (rms: boolean) => string][] = 
   ['a mean of squares over all axes', spelling({ varianceAxes: [] }), same('ReduceMean has axes [], expected [-1]')],
   ['a mean of squares without keepdims', spelling({ keepdims: 0 }), same('ReduceMean has keepdims=0, expected 1')],
   ['a mean(x) over another axis', spelling({ meanAxes: [1] }), same('axis is 1 of 3 dimensions, expected the last (-1)')],
+  ['an exponent that raises the rank', spelling({ powerDims: [1, 1, 1, 1] }), same('the mean is not of squares (Pow 2 or Mul by itself)')],
+  ['a normalised value cut to integers', castTwice(DataType.int64), same("the normalised value is cast to int64, expected float32 or x's type")],
+  ['a normalised value rounded to float16', castTwice(DataType.float16), same("the normalised value is cast to float16, expected float32 or x's type")],
+  ['a result in another type than x', castOnce(DataType.float16), same("x is float32 and the normalised value float16; the fused op gives x's type")],
+  ['rows of one element, spread by the scale', spread, same("the norm's input 'x' has 1 columns, the weights have K = 12")],
   ['a mean of cubes', spelling({ power: 3 }), same('the mean is not of squares (Pow 2 or Mul by itself)')],
 ]; // prettier-ignore
 
@@ -120,6 +142,21 @@ for (const [rms, name] of [
         expect(nodes[0]?.inputs[0], 'the Cast is gone').to.equal('x_low');
       });
     }
+
+    it('an epsilon that raises the rank: no norm', () => {
+      checkUntouched(spelt({ epsilonDims: [1, 1, 1, 1] }));
+    });
+
+    it('a scale of two dimensions ends the norm before it', () => {
+      const norm = (m: ModelBuilder, x: string): string => {
+        const h = spell(m, x, rms, { gamma: false, beta: false });
+        return m.node('Mul', [h, m.floats('matrix', [5, K], weightValues(5 * K, 1))], ['h']);
+      };
+      checkRefused(
+        layer({ opset: 13, norm }),
+        "its output 'normalised' feeds no MatMul or Gemm with constant weights",
+      );
+    });
 
     for (const [what, change, reason] of REFUSALS) {
       if (rms && /mean\(x\)/.test(what)) continue;

@@ -28,6 +28,8 @@ export class Graph {
   private readonly fields: Field[];
   private readonly nodeEntries: Entry<Node>[] = [];
   readonly initializers = new Map<string, Tensor>();
+  /** Names of the sparse ones. */
+  readonly sparseInitializers = new Set<string>();
   readonly inputs: ValueInfo[] = [];
   readonly outputs: ValueInfo[] = [];
   readonly valueInfos = new Map<string, ValueInfo>();
@@ -49,6 +51,11 @@ export class Graph {
       } else if (field.number === FIELD.initializer) {
         const tensor = new Tensor(field.value, `initializer ${this.initializers.size}`);
         this.initializers.set(tensor.name, tensor);
+      } else if (field.number === FIELD.sparseInitializer) {
+        // SparseTensorProto: values 1, a TensorProto that bears the name.
+        for (const values of readFields(field.value, 'a sparse initialiser'))
+          if (values.number === 1)
+            this.sparseInitializers.add(new Tensor(values.value, 'a sparse initialiser').name);
       } else if (field.number === FIELD.input) {
         this.inputs.push(readValueInfo(field.value));
       } else if (field.number === FIELD.output) {

@@ -81,11 +81,18 @@ export function readFields(message: Uint8Array, where: string): Field[] {
   return fields;
 }
 
-const decoder = new TextDecoder();
+/** Names are written anew in places: what is decoded must be encoded as the same bytes. */
+const decoder = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
 
 /** A field's value as text. */
 export function text(field: Field): string {
-  return decoder.decode(field.value);
+  try {
+    return decoder.decode(field.value);
+  } catch (error) {
+    throw new QkvGemmError('INVALID_MODEL', 'Not a valid ONNX model: a name in it is not UTF-8.', {
+      cause: error,
+    });
+  }
 }
 
 /** A varint field's value as a signed 64-bit integer, in a double: exact up to 2^53. */

@@ -24,6 +24,7 @@ export function whyNotConstant(index: GraphIndex, name: string): string {
   if (index.model.graph.initializers.has(name))
     return `'${name}' is a graph input with a default: callers may override it`;
   if (index.isGraphInput(name)) return `'${name}' is a graph input`;
+  if (index.model.graph.sparseInitializers.has(name)) return `'${name}' is a sparse initialiser`;
   const producer = index.producers.get(name);
   return `'${name}' is computed${producer ? ` by ${producer.opType} '${producer.label}'` : ''}`;
 }
@@ -32,8 +33,7 @@ export function whyNotConstant(index: GraphIndex, name: string): string {
 export function findConstant(index: GraphIndex, name: string, depth = 0): Constant | undefined {
   const initializer = index.model.graph.initializers.get(name);
   if (initializer) {
-    // From IR version 4 on, an initialiser that is also a graph input is only its default.
-    if (index.isGraphInput(name) && index.model.irVersion >= 4) return undefined;
+    if (index.isOverridable(name)) return undefined;
     return { name, tensor: initializer, transposed: false, initializer: name, type: initializer.type };
   }
   const node = index.producers.get(name);
@@ -102,21 +102,21 @@ export function floatsOf(constant: Constant, source?: DataSource): Float32Array 
   return toFloat32(tensor.bytes(source), tensor.type);
 }
 
-/** A constant of one element, of any numeric type, as a number. */
+/** A constant of one element, of any numeric type, as a number. With several dimensions it could raise a result's rank. */
 export function scalarOf(index: GraphIndex, name: string | undefined): number | undefined {
   const constant = name === undefined ? undefined : findConstant(index, name);
-  if (!constant || constant.tensor.count !== 1) return undefined;
-  const floats = floatsOf(constant);
+  if (!constant || constant.tensor.count !== 1 || constant.tensor.dims.length > 1) return undefined;
+  const floats = floatsOf(constant, index.source);
   if (floats) return floats[0];
-  return integersOf(constant)?.[0];
+  return integersOf(constant, index.source)?.[0];
 }
 
 /** The elements of an int32 or int64 constant. */
-export function integersOf(constant: Constant | undefined): number[] | undefined {
+export function integersOf(constant: Constant | undefined, source?: DataSource): number[] | undefined {
   if (!constant || constant.transposed) return undefined;
   const { tensor } = constant;
   if (tensor.type !== DataType.int64 && tensor.type !== DataType.int32) return undefined;
-  const bytes = tensor.bytes();
+  const bytes = tensor.bytes(source);
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   return Array.from({ length: tensor.count }, (_, i) =>
     tensor.type === DataType.int64 ? Number(view.getBigInt64(i * 8, true)) : view.getInt32(i * 4, true),

@@ -43,13 +43,19 @@ export function fuseModel(bytes: Uint8Array, options: FuseOptions = {}, source?:
     );
   }
   const model = new Model(bytes);
-  const index = new GraphIndex(model);
+  const index = new GraphIndex(model, source);
   const opsBefore = countOps(model.graph.nodes.map((node) => [node.domain, node.opType]));
   const { sites, refused } = findSites(index);
-  if (sites.length > 0 && model.functions.includes(`${DOMAIN}:${OP}`)) {
+  const held = model.functions.includes(`${DOMAIN}:${OP}`)
+    ? 'function'
+    : opsBefore[opName(DOMAIN, OP)]
+      ? 'node'
+      : '';
+  // A body that is added would be taken for nodes that are there already, whatever their form.
+  if (sites.length > 0 && held !== '' && !(held === 'node' && options.fallback === false)) {
     throw new QkvGemmError(
       'UNSUPPORTED_MODEL',
-      `The model already holds the function ${DOMAIN}:${OP}: it has been rewritten before. Rewrite the original instead.`,
+      `The model already holds the ${held} ${DOMAIN}:${OP}: it has been rewritten before. Rewrite the original instead.`,
     );
   }
   const rewrite = new Rewrite(index, dtype, source);
@@ -60,7 +66,7 @@ export function fuseModel(bytes: Uint8Array, options: FuseOptions = {}, source?:
     else built.push({ site, node });
   }
   for (const { site } of built) rewrite.remove(site);
-  for (const { site, node } of built) node.report.emitNorm = rewrite.needsNorm(site);
+  for (const { site, node } of built) node.report.emitNorm = rewrite.keepNorm(site);
   // One signature for all nodes where that is possible: the output `norm` is there for all or for none.
   const norm = built.some(({ node }) => node.report.emitNorm);
   const plan = planFunctions(built.map(({ node }) => ({ ...node.variant, norm })));
@@ -167,7 +173,8 @@ class Rewrite {
         for (const bytes of attribute.graphs) this.reserve(bytes, 0);
     }
     for (const list of [graph.inputs, graph.outputs]) for (const { name } of list) this.names.add(name);
-    for (const name of graph.initializers.keys()) this.names.add(name);
+    for (const names of [graph.initializers.keys(), graph.sparseInitializers, graph.valueInfos.keys()])
+      for (const name of names) this.names.add(name);
   }
 
   /** Names inside subgraphs shadow or read outer ones: none of them is used anew. */
@@ -237,6 +244,7 @@ class Rewrite {
     }
     inputs.push(bias ?? '', weights.value.scale ?? '');
     while (inputs.at(-1) === '') inputs.pop();
+    for (const input of inputs) this.newReads.add(input);
     const splits = projections.map((p) => p.n);
     return {
       name,
@@ -295,15 +303,26 @@ class Rewrite {
     this.redirectShapes(norm.output, norm.input);
   }
 
-  /** Does anything still read the norm's output? */
-  needsNorm({ norm }: Site): boolean {
-    const dead = this.deadAliases(norm.output);
-    return (
-      this.index.isGraphOutput(norm.output) ||
-      this.index
-        .readers(norm.output)
-        .some((r) => !this.removed.has(r) && !this.redirected.has(r) && !dead.has(r))
-    );
+  /** Does anything still read the norm's output? If not, what only passes it on is taken out. */
+  keepNorm({ norm }: Site): boolean {
+    const dead = new Set<Node>();
+    if (!this.isDead(norm.output, dead)) return true;
+    for (const node of dead) {
+      this.index.model.graph.removeNode(node);
+      this.removed.add(node);
+    }
+    return false;
+  }
+
+  /** Nobody reads a value any more, but for nodes that pass it on to nobody; those are added to `passing`. */
+  private isDead(name: string, passing: Set<Node>): boolean {
+    if (this.index.isGraphOutput(name) || this.newReads.has(name)) return false;
+    return this.index.readers(name).every((reader) => {
+      if (this.removed.has(reader) || this.redirected.has(reader)) return true;
+      if (!reader.is('Identity') && !reader.is('Dropout')) return false;
+      passing.add(reader);
+      return reader.outputs.every((output) => output === '' || this.isDead(output, passing));
+    });
   }
 
   /** Puts a built node where the norm ended. `normSlot`: the function has the output `norm`, used or not. */
@@ -344,7 +363,6 @@ class Rewrite {
         encodeAttribute('activation_quant', { integer: 0 }),
       ],
     });
-    for (const input of node.inputs) this.newReads.add(input);
     if (emitNorm) this.newReads.add(norm.output);
     for (const bytes of [message, ...after]) graph.insertNode(last, bytes);
     this.added.push([DOMAIN, OP]);
@@ -367,24 +385,6 @@ class Rewrite {
     }
   }
 
-  /** Nodes behind the norm's output that only pass it on, to nobody any more. */
-  private deadAliases(output: string): Set<Node> {
-    const dead = new Set<Node>();
-    const isDead = (node: Node): boolean =>
-      (node.is('Identity') || node.is('Dropout')) &&
-      node.outputs.every(
-        (name) =>
-          name === '' ||
-          (!this.index.isGraphOutput(name) &&
-            this.index.readers(name).every((r) => this.removed.has(r) || isDead(r))),
-      );
-    for (const reader of this.index.readers(output)) {
-      if (this.removed.has(reader) || !isDead(reader)) continue;
-      dead.add(reader);
-    }
-    return dead;
-  }
-
   /** Removes what only the replaced nodes needed: nodes without readers, their initialisers, value infos of vanished names. */
   clean(): void {
     const { graph } = this.index.model;
@@ -392,12 +392,7 @@ class Rewrite {
       this.newReads.has(name) ||
       this.index.isGraphOutput(name) ||
       this.index.readers(name).some((reader) => !this.removed.has(reader) && !this.redirected.has(reader));
-    const candidates = [...this.removed].flatMap((node) => [
-      ...node.inputs,
-      ...node.outputs.flatMap((name) => this.index.readers(name).flatMap((reader) => reader.outputs)),
-    ]);
-    const aliasOutputs = [...this.removed].flatMap((node) => node.inputs);
-    const queue = [...candidates, ...aliasOutputs];
+    const queue = [...this.removed].flatMap((node) => node.inputs);
     while (queue.length > 0) {
       const name = queue.pop() ?? '';
       if (name === '' || isRead(name)) continue;
@@ -407,7 +402,7 @@ class Rewrite {
         graph.removeNode(producer);
         this.removed.add(producer);
         queue.push(...producer.inputs);
-      } else if (!producer && graph.initializers.has(name)) {
+      } else if (!producer && graph.initializers.has(name) && !this.index.isOverridable(name)) {
         graph.removeInitializer(name);
         if (this.index.isGraphInput(name)) graph.removeInput(name);
       }

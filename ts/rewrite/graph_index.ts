@@ -3,15 +3,20 @@ import { QkvGemmError } from '../errors.js';
 import { Graph } from '../onnx/graph.js';
 import type { Model } from '../onnx/model.js';
 import type { Node } from '../onnx/node.js';
-import { DataType } from '../onnx/tensor.js';
+import { DataType, type DataSource } from '../onnx/tensor.js';
 
-/** Ops whose first output has the element type of the input at this index. */
-const TYPE_OF_INPUT: Record<string, number> = { Where: 1 };
+/** Ops whose first output has the element type of the input at this index; of norms, it is the scale's. */
+const TYPE_OF_INPUT: Record<string, number> = {
+  Where: 1,
+  LayerNormalization: 1,
+  RMSNormalization: 1,
+  SimplifiedLayerNormalization: 1,
+};
 const TYPE_OF_FIRST_INPUT = new Set(
   (
     'Identity Add Sub Mul Div Pow Neg Sqrt Reciprocal Abs Exp Log Relu Gelu Erf Tanh Sigmoid Softmax LogSoftmax Clip Max Min ' +
     'Gather GatherElements GatherND Reshape Transpose Squeeze Unsqueeze Flatten Expand Tile Slice Split Concat Pad ' +
-    'MatMul Gemm Conv ReduceMean ReduceSum ReduceMax Dropout LayerNormalization RMSNormalization SimplifiedLayerNormalization ' +
+    'MatMul Gemm Conv ReduceMean ReduceSum ReduceMax Dropout ' +
     'BatchNormalization AveragePool MaxPool GlobalAveragePool HardSigmoid HardSwish LeakyRelu Einsum'
   ).split(' '),
 );
@@ -25,7 +30,11 @@ export class GraphIndex {
   private readonly inputTypes: Map<string, number | undefined>;
   private readonly types = new Map<string, number | undefined>();
 
-  constructor(readonly model: Model) {
+  /** @param source reads external data of small constants; without it they are an error. */
+  constructor(
+    readonly model: Model,
+    readonly source?: DataSource,
+  ) {
     const { graph } = model;
     this.outputNames = new Set(graph.outputs.map((output) => output.name));
     this.inputTypes = new Map(graph.inputs.map((input) => [input.name, input.type]));
@@ -67,6 +76,17 @@ export class GraphIndex {
 
   isGraphInput(name: string): boolean {
     return this.inputTypes.has(name);
+  }
+
+  /** From IR version 4 on, an initialiser that is also a graph input is only its default: callers may feed another. */
+  isOverridable(name: string): boolean {
+    return this.model.irVersion >= 4 && this.isGraphInput(name) && this.model.graph.initializers.has(name);
+  }
+
+  /** Shape that the graph states for a value; -1 for a dimension without a size. */
+  dimsOf(name: string): readonly number[] | undefined {
+    const { graph } = this.model;
+    return graph.valueInfos.get(name)?.dims ?? graph.inputs.find((input) => input.name === name)?.dims;
   }
 
   position(node: Node): number {

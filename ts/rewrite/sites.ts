@@ -1,6 +1,7 @@
 /** Finds what can be fused: norms with the projections that lead to attention, and the reasons for the rest. */
 import { DataType, dataTypeName } from '../onnx/tensor.js';
 import type { Node } from '../onnx/node.js';
+import { findConstant } from './constants.js';
 import type { GraphIndex } from './graph_index.js';
 import { groupByAttention } from './grouping.js';
 import type { Failure } from './match.js';
@@ -94,6 +95,12 @@ function siteOf(index: GraphIndex, norm: Norm, taken: ReadonlySet<Node>): Site |
   }
   const mixed = group.find((p) => p.k !== k);
   if (mixed) return failed(`weights have K = ${k} and K = ${mixed.k}`, mixed.node);
+  const length = index.dimsOf(norm.input)?.at(-1) ?? -1;
+  if (length >= 0 && length !== k)
+    return failed(`the norm's input '${norm.input}' has ${length} columns, the weights have K = ${k}`);
+  // A Reshape may cut rows in pieces of K; a scale or shift of K elements says that it does not.
+  const cut = length < 0 && !norm.gamma && !norm.beta ? group.find((p) => p.flattened) : undefined;
+  if (cut) return failed(`how long the rows before Reshape are is not known (K = ${k} behind it)`, cut.node);
   const type = index.typeOf(norm.input) ?? first?.weight.type ?? DataType.float;
   const other = group.find((p) => p.weight.type !== type);
   if (other) {
@@ -123,9 +130,12 @@ function aliasesOf(index: GraphIndex, value: string): { values: string[]; nodes:
 
 /**
  * Dropout whose mask is not used. Exporters leave it in models that were in training mode; ONNX Runtime takes it out when
- * it optimises a graph, whatever its ratio and mode say, so that a session computes what is computed without it.
+ * it optimises a graph, whatever its ratio and its constant mode say, so that a session computes what is computed without
+ * it. A mode that callers choose is left to them.
  */
 function dropsNothing(index: GraphIndex, node: Node): boolean {
+  const mode = node.inputs[2];
+  if (mode && !findConstant(index, mode)) return false;
   const mask = node.outputs[1];
   return !mask || (index.readers(mask).length === 0 && !index.isGraphOutput(mask));
 }

@@ -140,6 +140,14 @@ function match(
         cast,
       );
     }
+    // float16 in between a float32 input and result, or an integer, loses what the fused op keeps.
+    const narrow = tail.nodes.find(
+      (n) => n.is('Cast') && ![DataType.float, from].includes(n.integer('to', 0)),
+    );
+    if (narrow) {
+      const to = dataTypeName(narrow.integer('to', 0));
+      return fail(`the normalised value is cast to ${to}, expected float32 or x's type`, narrow);
+    }
   }
   if (entry.cast) {
     if (entry.cast.integer('to', 0) !== DataType.float)

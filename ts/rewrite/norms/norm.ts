@@ -92,8 +92,7 @@ export function checkEpsilon(epsilon: number, node: Node): Match<undefined> {
 /** The axis is the last one. A positive axis needs a known rank. */
 export function checkLastAxis(index: GraphIndex, axis: number, value: string, node: Node): Match<undefined> {
   if (axis === -1) return { ok: true, value: undefined };
-  const { graph } = index.model;
-  const dims = graph.valueInfos.get(value)?.dims ?? graph.inputs.find((input) => input.name === value)?.dims;
+  const dims = index.dimsOf(value);
   if (axis > 0 && dims && axis === dims.length - 1) return { ok: true, value: undefined };
   return fail(
     `axis is ${axis}${dims ? ` of ${dims.length} dimensions` : ', rank unknown'}, expected the last (-1)`,
@@ -110,7 +109,7 @@ export function meanOf(
   const input = node?.inputs[0];
   if (!node?.is('ReduceMean') || input === undefined) return undefined;
   const axesInput = node.inputs[1];
-  const axes = axesInput ? integersOf(findConstant(index, axesInput)) : node.integers('axes');
+  const axes = axesInput ? integersOf(findConstant(index, axesInput), index.source) : node.integers('axes');
   if (axes?.length !== 1)
     return fail(`ReduceMean has axes [${axes?.join(', ') ?? 'not constant, or all'}], expected [-1]`, node);
   const axis = checkLastAxis(index, axes[0] ?? 0, input, node);
