@@ -18,6 +18,8 @@ export interface NodeSettings {
   graphs?: Record<string, ModelBuilder>;
   domain?: string;
   name?: string;
+  /** Which of several functions of that name (IR version 10). */
+  overload?: string;
 }
 
 /** Where a tensor's data lie in an external file, as the model names it. */
@@ -73,12 +75,13 @@ export class ModelBuilder {
     outputs: readonly string[],
     settings: NodeSettings = {},
   ): string {
-    const { attributes = {}, graphs = {}, domain = '', name = `${outputs[0] ?? opType}_node` } = settings;
+    const { attributes = {}, graphs = {}, domain = '', overload = '' } = settings;
+    const { name = `${outputs[0] ?? opType}_node` } = settings;
     const encoded = Object.entries(attributes).map(([key, value]) => encodeAttribute(key, value));
     for (const [key, body] of Object.entries(graphs))
       encoded.push(new MessageWriter().string(1, key).bytes(6, body.graph()).integer(20, 5).finish());
     return this.rawNode(
-      encodeNode({ opType, domain, name, inputs, outputs, attributes: encoded }),
+      encodeNode({ opType, domain, name, overload, inputs, outputs, attributes: encoded }),
       outputs[0] ?? '',
     );
   }

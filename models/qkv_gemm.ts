@@ -47,12 +47,11 @@ export interface Operand {
 /** Those that are absent or undefined are left out of the node. */
 export type Operands = Partial<Record<InputName, Operand | undefined>>;
 
-export interface ModelSettings {
+export interface NodeForm {
   nodeName?: string;
-  opset?: number;
-  irVersion?: number;
-  /** FunctionProto bytes. */
-  functions?: readonly Uint8Array[];
+  /** Put before the name of every value (default ''). */
+  prefix?: string;
+  overload?: string;
   /** Write all six attributes, as the rewriter does, and not only those that the form sets. */
   allAttributes?: boolean;
   /** Attributes added or put in place of the form's own. */
@@ -63,6 +62,13 @@ export interface ModelSettings {
   inputDims?: readonly (number | string)[];
   /** Declares the graph's inputs without a shape, so that nothing is known before the model runs. */
   unknownShapes?: boolean;
+}
+
+export interface ModelSettings extends NodeForm {
+  opset?: number;
+  irVersion?: number;
+  /** FunctionProto bytes. */
+  functions?: readonly Uint8Array[];
 }
 
 /** A graph input's tensor. */
@@ -155,45 +161,63 @@ function attributesOf(spec: QkvGemmSpec, all: boolean): Record<string, Attribute
   };
 }
 
-/** The model, and what to feed it. Callers have no bfloat16 tensors: those enter and leave as float, through a Cast. */
-export function qkvGemmModel(
+/**
+ * Adds a node with its operands and outputs to a graph.
+ * Callers have no bfloat16 tensors: those enter and leave the graph as float, through a Cast.
+ *
+ * @returns what to feed.
+ */
+export function addQkvGemm(
+  builder: ModelBuilder,
   spec: QkvGemmSpec,
   operands: Operands,
-  settings: ModelSettings = {},
-): QkvGemmModel {
-  const { nodeName = 'qkv', opset = OPSET, irVersion = IR_VERSION } = settings;
-  const builder = new ModelBuilder({ '': opset, [DOMAIN]: 1 }, irVersion);
+  form: NodeForm = {},
+): Feed[] {
+  const { nodeName = 'qkv', prefix = '', overload = '' } = form;
   const feeds: Feed[] = [];
-  const inputs = INPUTS.map((name) => {
-    const operand = operands[name];
+  const inputs = INPUTS.map((input) => {
+    const operand = operands[input];
     if (!operand) return '';
-    if (name !== 'input' && !spec.fed?.includes(name))
+    const name = prefix + input;
+    if (input !== 'input' && !spec.fed?.includes(input))
       return builder.tensor(name, operand.type, operand.dims, encode(operand));
     const cast = operand.type === DataType.bfloat16;
     const fed = { ...operand, type: cast ? DataType.float : operand.type };
     const outer = cast ? `${name}_float` : name;
     feeds.push({ name: outer, type: fed.type, dims: fed.dims, data: encode(fed) });
-    const declared = name === 'input' ? (settings.inputDims ?? fed.dims) : fed.dims;
-    builder.input(outer, settings.unknownShapes ? undefined : declared, fed.type);
+    const declared = input === 'input' ? (form.inputDims ?? fed.dims) : fed.dims;
+    builder.input(outer, form.unknownShapes ? undefined : declared, fed.type);
     return cast
       ? builder.node('Cast', [outer], [name], { attributes: { to: { integer: operand.type } } })
       : name;
   });
   while (inputs.at(-1) === '') inputs.pop();
-  const names = settings.outputs ?? outputNames(spec);
   const type = operands.input?.type ?? DataType.float;
-  const inner = (name: string): string =>
-    type === DataType.bfloat16 && name !== '' ? `${name}_bfloat16` : name;
-  builder.node(OP, inputs, names.map(inner), {
+  const cast = type === DataType.bfloat16;
+  const names = (form.outputs ?? outputNames(spec)).map((name) => name && prefix + name);
+  builder.node(OP, inputs, cast ? names.map((name) => name && `${name}_bfloat16`) : names, {
     domain: DOMAIN,
     name: nodeName,
-    attributes: { ...attributesOf(spec, settings.allAttributes ?? false), ...settings.attributes },
+    overload,
+    attributes: { ...attributesOf(spec, form.allAttributes ?? false), ...form.attributes },
   });
   for (const name of names.filter((value) => value !== '')) {
-    if (type === DataType.bfloat16)
-      builder.node('Cast', [inner(name)], [name], { attributes: { to: { integer: DataType.float } } });
-    builder.output(name, undefined, type === DataType.bfloat16 ? DataType.float : type);
+    if (cast)
+      builder.node('Cast', [`${name}_bfloat16`], [name], { attributes: { to: { integer: DataType.float } } });
+    builder.output(name, undefined, cast ? DataType.float : type);
   }
-  for (const bytes of settings.functions ?? []) builder.function(bytes);
+  return feeds;
+}
+
+/** A model of that node alone. */
+export function qkvGemmModel(
+  spec: QkvGemmSpec,
+  operands: Operands,
+  settings: ModelSettings = {},
+): QkvGemmModel {
+  const { opset = OPSET, irVersion = IR_VERSION, functions = [] } = settings;
+  const builder = new ModelBuilder({ '': opset, [DOMAIN]: 1 }, irVersion);
+  const feeds = addQkvGemm(builder, spec, operands, settings);
+  for (const bytes of functions) builder.function(bytes);
   return { bytes: builder.finish(), feeds };
 }
