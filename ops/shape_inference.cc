@@ -51,6 +51,21 @@ TensorInfo InputInfo(const OrtApi& api, const OrtShapeInferContext* context, siz
   return t;
 }
 
+// Type of the last input that is there.
+ONNXTensorElementDataType LastInputType(const OrtApi& api, const OrtShapeInferContext* context) {
+  size_t count = 0;
+  ThrowIfError(api.ShapeInferContext_GetInputCount(context, &count));
+  ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+  for (size_t i = 0; i < count; ++i) {
+    OrtTensorTypeAndShapeInfo* info = nullptr;
+    ThrowIfError(api.ShapeInferContext_GetInputTypeShape(context, i, &info));
+    ONNXTensorElementDataType of_input = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+    if (info != nullptr) ThrowIfError(api.GetTensorElementType(info, &of_input));
+    if (of_input != ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED) type = of_input;
+  }
+  return type;
+}
+
 }  // namespace
 
 OrtStatus* InferShapes(const OrtApi& api, OrtShapeInferContext* context) noexcept {
@@ -60,9 +75,12 @@ OrtStatus* InferShapes(const OrtApi& api, OrtShapeInferContext* context) noexcep
     Arena arena;
     TensorInfo input = InputInfo(api, context, kInput, &names, arena);
     const TensorInfo weight = InputInfo(api, context, kWeight, &weight_names, arena);
-    if (input.dims.empty()) {
-      // No shape is known (a scalar looks the same here, and the kernel refuses it). Saying nothing would
-      // leave the outputs without a type, and the API sets the two together only.
+    const bool unknown_rank = input.dims.empty();
+    if (unknown_rank) {
+      // A scalar looks the same here, and the kernel refuses it. The API sets type and shape together only,
+      // and ONNX Runtime folds a wrong shape into what is computed from it: say neither where that does no
+      // harm. ONNX Runtime then gives the outputs the type of the last input that is there.
+      if (LastInputType(api, context) == input.type) return;
       static constexpr int64_t kUnknown[] = {-1};
       input.dims = kUnknown;
       names = {UnknownDimension()};
@@ -82,11 +100,11 @@ OrtStatus* InferShapes(const OrtApi& api, OrtShapeInferContext* context) noexcep
     std::vector<int64_t> splits = attributes.splits.empty() ? std::vector<int64_t>{n} : attributes.splits;
     if (n >= 0) CheckSplits(attributes, n);
     for (size_t s = 0; s < splits.size(); ++s)
-      SetOutput(api, context, SlotOfSplit(s), input, names, splits[s],
-                n_name.empty() ? UnknownDimension() : n_name);
+      SetOutput(api, context, SlotOfSplit(s), input, names, unknown_rank ? -1 : splits[s],
+                n_name.empty() || unknown_rank ? UnknownDimension() : n_name);
     if (attributes.emit_norm)
-      SetOutput(api, context, kNormSlot, input, names, input.dims.back() >= 0 ? input.dims.back() : k,
-                k_name);
+      SetOutput(api, context, kNormSlot, input, names,
+                input.dims.back() >= 0 || unknown_rank ? input.dims.back() : k, k_name);
   });
 }
 

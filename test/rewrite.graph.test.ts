@@ -208,6 +208,19 @@ describe('what stands between and around', () => {
   });
 });
 
+describe('an input of unknown rank', () => {
+  it('is fused, and nobody takes it for one of rank 1', async () => {
+    const m = new ModelBuilder();
+    m.input('x');
+    const results = threeMatMul(m, layerNorm(m, 'x'));
+    m.output(attend(m, results));
+    for (const name of results) m.output(m.node('Shape', [name], [`${name}_shape`]), [3], DataType.int64);
+    const original = m.finish();
+    await checkFused(original);
+    await checkFused(original, { options: { dtype: 'int8' }, bound: 2e-2 });
+  });
+});
+
 describe('Dropout between norm and projections', () => {
   const dropout =
     (mode: (m: ModelBuilder) => string[], outputs = ['dropped']) =>
