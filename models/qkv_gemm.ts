@@ -162,7 +162,7 @@ function attributesOf(spec: QkvGemmSpec, all: boolean): Record<string, Attribute
 }
 
 /**
- * Adds a node with its operands and outputs to a graph.
+ * Adds a node with its operands and outputs to a graph; its input is `x`.
  * Callers have no bfloat16 tensors: those enter and leave the graph as float, through a Cast.
  *
  * @returns what to feed.
@@ -178,7 +178,7 @@ export function addQkvGemm(
   const inputs = INPUTS.map((input) => {
     const operand = operands[input];
     if (!operand) return '';
-    const name = prefix + input;
+    const name = prefix + (input === 'input' ? 'x' : input);
     if (input !== 'input' && !spec.fed?.includes(input))
       return builder.tensor(name, operand.type, operand.dims, encode(operand));
     const cast = operand.type === DataType.bfloat16;

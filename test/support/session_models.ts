@@ -1,7 +1,9 @@
 /** Small models for the tests of sessions, written message by message, and the numbers that they must give. */
+import { qkvGemmModel, type Operand, type Operands, type QkvGemmSpec } from '../../models/qkv_gemm.js';
 import { encodeAttribute, encodeNode, type AttributeValue } from '../../ts/onnx/node.js';
 import { DataType, encodeTensor } from '../../ts/onnx/tensor.js';
 import { MessageWriter } from '../../ts/onnx/wire.js';
+import { reference } from './reference.js';
 
 export const K = 8;
 export const N = 16;
@@ -9,7 +11,7 @@ export const ROWS = 3;
 export const EPSILON = 1e-5;
 
 /** Numbers between -1 and 1 that look random and are the same in every run. */
-export function numbers(count: number, seed: number): Float32Array {
+export function numbers(count: number, seed: number): Float32Array<ArrayBuffer> {
   return Float32Array.from({ length: count }, (_, i) => Math.sin((i + 1) * 12.9898 + seed * 78.233));
 }
 
@@ -88,82 +90,39 @@ export interface FusedForm {
   emitNorm?: boolean;
 }
 
-/** One com.deepspeed.QKVGemm node, with no function body: it loads only where the library is registered. */
-export function fusedModel(form: FusedForm = { gamma: true, beta: true }): Uint8Array {
-  const { norm = 'layer_norm', splits = [N], emitNorm = false } = form;
-  const inputs = ['x', 'weight', form.gamma ? 'gamma' : '', form.beta ? 'beta' : '', form.bias ? 'bias' : ''];
-  while (inputs.at(-1) === '') inputs.pop();
-  const outputs = ['y', emitNorm ? 'norm' : '', ...splits.slice(1).map((_, i) => `y${i + 1}`)];
-  while (outputs.at(-1) === '') outputs.pop();
-  const all = [
-    { name: 'weight', dims: [K, N], data: weight },
-    { name: 'gamma', dims: [K], data: gamma },
-    { name: 'beta', dims: [K], data: beta },
-    { name: 'bias', dims: [N], data: bias },
-  ];
-  return model({
-    nodes: [
-      node(
-        'QKVGemm',
-        inputs,
-        outputs,
-        {
-          norm_type: { string: norm },
-          epsilon: { float: EPSILON },
-          ...(splits.length > 1 ? { splits: { integers: splits } } : {}),
-          ...(emitNorm ? { emit_norm: { integer: 1 } } : {}),
-        },
-        'com.deepspeed',
-      ),
-    ],
-    inputs: [{ name: 'x', dims: ['rows', K] }],
-    outputs: outputs.filter((name) => name !== '').map((name) => ({ name })),
-    initializers: all.filter(({ name }) => inputs.includes(name)),
-    opsets: { 'com.deepspeed': 1 },
+const DEFAULT_FORM: FusedForm = { gamma: true, beta: true };
+
+function specOf(form: FusedForm): QkvGemmSpec {
+  const { gamma, beta, bias, ...rest } = form;
+  const present = Object.entries({ gamma, beta, bias }).filter(([, wanted]) => wanted);
+  const vectors = Object.fromEntries(present.map(([name]) => [name, DataType.float]));
+  return { dims: [ROWS, K], n: N, epsilon: EPSILON, ...rest, ...vectors };
+}
+
+function operandsOf(form: FusedForm): Operands {
+  const operand = (dims: number[], values: Float32Array<ArrayBuffer>): Operand => ({
+    type: DataType.float,
+    dims,
+    values,
   });
+  return {
+    input: operand([ROWS, K], x),
+    weight: operand([K, N], weight),
+    ...(form.gamma ? { gamma: operand([K], gamma) } : {}),
+    ...(form.beta ? { beta: operand([K], beta) } : {}),
+    ...(form.bias ? { bias: operand([N], bias) } : {}),
+  };
+}
+
+/** One com.deepspeed.QKVGemm node, with no function body: it loads only where the library is registered. */
+export function fusedModel(form: FusedForm = DEFAULT_FORM): Uint8Array {
+  return qkvGemmModel(specOf(form), operandsOf(form), { inputDims: ['rows', K] }).bytes;
 }
 
 /** What `fusedModel(form)` gives for `x`, by output name, in float64. */
-export function expected(form: FusedForm = { gamma: true, beta: true }): Record<string, number[]> {
-  const { norm = 'layer_norm', splits = [N] } = form;
-  const normalised = normalise(Array.from(x), norm, form);
-  const y = matmul(normalised, Array.from(weight), ROWS, K, N).map(
-    (value, i) => value + (form.bias ? (bias[i % N] ?? NaN) : 0),
-  );
-  const result: Record<string, number[]> = {};
-  let begin = 0;
-  splits.forEach((size, i) => {
-    const [from, to] = [begin, begin + size];
-    result[i === 0 ? 'y' : `y${i}`] = y.filter((_, at) => at % N >= from && at % N < to);
-    begin = to;
-  });
-  if (form.emitNorm) result.norm = normalised;
-  return result;
-}
-
-function normalise(values: number[], norm: string, form: FusedForm): number[] {
-  if (norm === 'none') return values;
-  const result: number[] = [];
-  for (let at = 0; at < values.length; at += K) {
-    const row = values.slice(at, at + K);
-    const mean = norm === 'layer_norm' ? row.reduce((sum, v) => sum + v, 0) / K : 0;
-    const square = row.reduce((sum, v) => sum + (v - mean) ** 2, 0) / K;
-    const scale = 1 / Math.sqrt(square + EPSILON);
-    row.forEach((v, k) => {
-      const g = form.gamma ? (gamma[k] ?? NaN) : 1;
-      result.push((v - mean) * scale * g + (form.beta ? (beta[k] ?? NaN) : 0));
-    });
-  }
-  return result;
-}
-
-function matmul(a: readonly number[], b: readonly number[], m: number, k: number, n: number): number[] {
-  return Array.from({ length: m * n }, (_, at) => {
-    const [row, column] = [Math.floor(at / n), at % n];
-    let sum = 0;
-    for (let i = 0; i < k; i++) sum += (a[row * k + i] ?? NaN) * (b[i * n + column] ?? NaN);
-    return sum;
-  });
+export function expected(form: FusedForm = DEFAULT_FORM): Record<string, number[]> {
+  const outputs = Object.entries(reference(specOf(form), operandsOf(form)));
+  return Object.fromEntries(outputs.map(([name, { values }]) => [name, Array.from(values)]));
 }
 
 /** LayerNormalization, three projections, attention, and the normalised input added to the result. */
