@@ -79,7 +79,8 @@ OrtStatus* InferShapes(const OrtApi& api, OrtShapeInferContext* context) noexcep
     if (unknown_rank) {
       // A scalar looks the same here, and the kernel refuses it. The API sets type and shape together only,
       // and ONNX Runtime folds a wrong shape into what is computed from it: say neither where that does no
-      // harm. ONNX Runtime then gives the outputs the type of the last input that is there.
+      // harm. ONNX Runtime then gives y the type of the last input that is there, and the other outputs the
+      // type that the model states for them, as the rewriter does.
       if (LastInputType(api, context) == input.type) return;
       static constexpr int64_t kUnknown[] = {-1};
       input.dims = kUnknown;

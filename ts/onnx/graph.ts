@@ -40,6 +40,7 @@ export class Graph {
   private readonly removedInitializers = new Set<string>();
   private readonly removedValueInfos = new Set<string>();
   private readonly removedInputs = new Set<string>();
+  private readonly addedValueInfos: Uint8Array[] = [];
   private readonly addedInitializers: Uint8Array[][] = [];
 
   /** @param message a GraphProto's bytes. */
@@ -82,6 +83,14 @@ export class Graph {
     this.insertedBefore.set(before, list);
   }
 
+  /** States a value's element type where the graph says nothing of the value: ValueInfoProto as `readValueInfo` has it. */
+  addType(name: string, type: number): void {
+    if (this.valueInfos.has(name) || this.outputs.some((output) => output.name === name)) return;
+    const tensor = new MessageWriter().integer(1, type).finish();
+    const typeProto = new MessageWriter().bytes(1, tensor).finish();
+    this.addedValueInfos.push(new MessageWriter().string(1, name).bytes(2, typeProto).finish());
+  }
+
   /** @param parts a TensorProto's bytes. */
   addInitializer(parts: Uint8Array[]): void {
     this.addedInitializers.push(parts);
@@ -122,6 +131,7 @@ export class Graph {
         for (const parts of this.addedInitializers) writer.bytes(FIELD.initializer, parts);
       }
     });
+    for (const message of this.addedValueInfos) writer.bytes(FIELD.valueInfo, message);
     return writer.parts();
   }
 

@@ -346,6 +346,8 @@ class Rewrite {
     });
     const [y = '', ...further] = results;
     const outputs = normSlot || further.length > 0 ? [y, emitNorm ? norm.output : '', ...further] : [y];
+    // Where the input's rank is not known, the op cannot say its outputs' type: see ops/shape_inference.cc.
+    for (const output of outputs) if (output !== '') graph.addType(output, node.variant.type);
     const message = encodeNode({
       opType: OP,
       domain: DOMAIN,
