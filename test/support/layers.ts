@@ -23,6 +23,8 @@ export interface Layer {
   project?: (m: ModelBuilder, h: string) => readonly string[];
   /** Writes what else there is, behind the rest. */
   after?: (m: ModelBuilder, h: string) => void;
+  /** Rank of the projections' outputs (default: that of x). */
+  attendRank?: number;
   /** Are the projections' outputs outputs of the graph (default true)? */
   expose?: boolean;
 }
@@ -34,7 +36,7 @@ export function layer(options: Layer = {}): Uint8Array {
   m.input('x', dims, type);
   const h = (options.norm ?? layerNorm)(m, 'x');
   const results = (options.project ?? threeMatMul)(m, h);
-  m.output(attend(m, results, dims.length), undefined, type);
+  m.output(attend(m, results, options.attendRank ?? dims.length), undefined, type);
   if (expose) for (const name of results) m.output(name, undefined, type);
   options.after?.(m, h);
   return m.finish();
@@ -67,7 +69,7 @@ export function layerNorm(m: ModelBuilder, x: string): string {
 /** The values of a weight: another matrix for each seed. */
 export const weightValues = (count: number, seed: number): Float32Array => uniform(count, 0.5, 20 + seed);
 
-export const weight = (m: ModelBuilder, name: string, seed: number, dims = [K, N]): string =>
+export const weight = (m: ModelBuilder, name: string, seed: number, dims: readonly number[] = [K, N]): string =>
   m.floats(name, dims, weightValues(dims.reduce((a, b) => a * b, 1), seed)); // prettier-ignore
 
 export function threeMatMul(m: ModelBuilder, h: string): string[] {
