@@ -50,15 +50,15 @@ void DescribeQkvGemm(Op& op) {
   op.GetVariadicInputMinArity = [](Self) { return 0; };
   op.GetVariadicInputHomogeneity = [](Self) { return 0; };
 
-  // y; then norm and any number of further splits. (An optional output before a variadic one would be
-  // required: a variadic parameter raises the schema's minimum to its own position.)
-  op.GetOutputTypeCount = [](Self) -> size_t { return 2; };
+  // y, norm and any number of further splits, as one variadic parameter: for a required output ONNX Runtime
+  // guesses the last input's type before it asks for shapes, which is wrong where float16 meets float32
+  // vectors.
+  op.GetOutputTypeCount = [](Self) -> size_t { return 1; };
   op.GetOutputType = [](Self, size_t) { return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED; };
-  op.GetOutputCharacteristic = [](Self, size_t i) {
-    return i == 0 ? OrtCustomOpInputOutputCharacteristic::INPUT_OUTPUT_REQUIRED
-                  : OrtCustomOpInputOutputCharacteristic::INPUT_OUTPUT_VARIADIC;
+  op.GetOutputCharacteristic = [](Self, size_t) {
+    return OrtCustomOpInputOutputCharacteristic::INPUT_OUTPUT_VARIADIC;
   };
-  op.GetVariadicOutputMinArity = [](Self) { return 0; };
+  op.GetVariadicOutputMinArity = [](Self) { return 1; };
   op.GetVariadicOutputHomogeneity = [](Self) { return 0; };
   op.InferOutputShapeFn = [](Self self, OrtShapeInferContext* context) {
     return InferShapes(*static_cast<const Op*>(self)->api, context);

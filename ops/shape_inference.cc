@@ -51,21 +51,6 @@ TensorInfo InputInfo(const OrtApi& api, const OrtShapeInferContext* context, siz
   return t;
 }
 
-// Type of the last input that is there.
-ONNXTensorElementDataType LastInputType(const OrtApi& api, const OrtShapeInferContext* context) {
-  size_t count = 0;
-  ThrowIfError(api.ShapeInferContext_GetInputCount(context, &count));
-  ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
-  for (size_t i = 0; i < count; ++i) {
-    OrtTensorTypeAndShapeInfo* info = nullptr;
-    ThrowIfError(api.ShapeInferContext_GetInputTypeShape(context, i, &info));
-    ONNXTensorElementDataType of_input = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
-    if (info != nullptr) ThrowIfError(api.GetTensorElementType(info, &of_input));
-    if (of_input != ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED) type = of_input;
-  }
-  return type;
-}
-
 }  // namespace
 
 OrtStatus* InferShapes(const OrtApi& api, OrtShapeInferContext* context) noexcept {
@@ -73,19 +58,12 @@ OrtStatus* InferShapes(const OrtApi& api, OrtShapeInferContext* context) noexcep
     const Attributes attributes = ReadShapeAttributes(api, context);
     std::vector<std::string> names, weight_names;
     Arena arena;
-    TensorInfo input = InputInfo(api, context, kInput, &names, arena);
+    const TensorInfo input = InputInfo(api, context, kInput, &names, arena);
     const TensorInfo weight = InputInfo(api, context, kWeight, &weight_names, arena);
-    const bool unknown_rank = input.dims.empty();
-    if (unknown_rank) {
-      // A scalar looks the same here, and the kernel refuses it. The API sets type and shape together only,
-      // and ONNX Runtime folds a wrong shape into what is computed from it: say neither where that does no
-      // harm. ONNX Runtime then gives y the type of the last input that is there, and the other outputs the
-      // type that the model states for them, as the rewriter does.
-      if (LastInputType(api, context) == input.type) return;
-      static constexpr int64_t kUnknown[] = {-1};
-      input.dims = kUnknown;
-      names = {UnknownDimension()};
-    }
+    // No rank is known (a scalar looks the same here, and the kernel refuses it). The API sets type and shape
+    // together only, and ONNX Runtime folds a wrong shape into what is computed from it: say neither. The
+    // types are then those that the model states for the outputs, as the rewriter does.
+    if (input.dims.empty()) return;
     int64_t n = -1, k = -1;
     std::string n_name;
     const std::string k_name = names.back();
@@ -101,11 +79,11 @@ OrtStatus* InferShapes(const OrtApi& api, OrtShapeInferContext* context) noexcep
     std::vector<int64_t> splits = attributes.splits.empty() ? std::vector<int64_t>{n} : attributes.splits;
     if (n >= 0) CheckSplits(attributes, n);
     for (size_t s = 0; s < splits.size(); ++s)
-      SetOutput(api, context, SlotOfSplit(s), input, names, unknown_rank ? -1 : splits[s],
-                n_name.empty() || unknown_rank ? UnknownDimension() : n_name);
+      SetOutput(api, context, SlotOfSplit(s), input, names, splits[s],
+                n_name.empty() ? UnknownDimension() : n_name);
     if (attributes.emit_norm)
-      SetOutput(api, context, kNormSlot, input, names,
-                input.dims.back() >= 0 || unknown_rank ? input.dims.back() : k, k_name);
+      SetOutput(api, context, kNormSlot, input, names, input.dims.back() >= 0 ? input.dims.back() : k,
+                k_name);
   });
 }
 

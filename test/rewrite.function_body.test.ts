@@ -5,7 +5,7 @@
 import { expect } from 'chai';
 import * as ort from 'onnxruntime-node';
 import * as web from 'onnxruntime-web';
-import { ModelBuilder } from '../models/builder.js';
+import { ModelBuilder, OPSET } from '../models/builder.js';
 import {
   addQkvGemm,
   qkvGemmModel,
@@ -14,7 +14,7 @@ import {
   type QkvGemmSpec,
 } from '../models/qkv_gemm.js';
 import { DataType, dataTypeName } from '../ts/onnx/tensor.js';
-import { DOMAIN, planFunctions, type Variant } from '../ts/rewrite/function_body.js';
+import { DOMAIN, OLDEST_OPSET, planFunctions, type Variant } from '../ts/rewrite/function_body.js';
 import { withQkvGemm } from '../ts/session/index.js';
 import { NORMS, T, type Cases } from './support/op_cases.js';
 import { mismatches, reference } from './support/reference.js';
@@ -54,7 +54,7 @@ async function check(
   variant: Variant = variantOf(spec),
 ): Promise<void> {
   const operands = randomOperands(spec);
-  const functions = planFunctions([variant]).functions.map(({ message }) => message);
+  const functions = planFunctions([variant], settings.opset ?? OPSET).functions.map(({ message }) => message);
   const model = qkvGemmModel(spec, operands, { functions, allAttributes: true, ...settings });
   const body = await runOp(model, quiet, runtime);
   expect(mismatches(reference(spec, operands, 'moments'), body), 'body').to.deep.equal([]);
@@ -130,7 +130,7 @@ describe('function body', () => {
     });
 
   describe('in models of any opset', () => {
-    for (let opset = 13; opset <= 21; opset++)
+    for (let opset = OLDEST_OPSET; opset <= 23; opset++)
       for (const norm of NORMS)
         for (const weightType of [float, int8])
           it(`${opset}: ${norm}, ${dataTypeName(weightType)}`, () =>
@@ -147,7 +147,7 @@ describe('function body', () => {
                 ...vectors(norm, float),
               },
               // The IR version that came with the opset, 8 (functions) at least.
-              { opset, irVersion: opset >= 21 ? 10 : opset >= 19 ? 9 : 8 },
+              { opset, irVersion: opset >= 23 ? 11 : opset >= 21 ? 10 : opset >= 19 ? 9 : 8 },
             ));
   });
 
@@ -176,7 +176,7 @@ describe('function body', () => {
       { dims, n, ...vectors('rms_norm', float16), type: float16, weightType: int8, scale: { shape: [n] } },
       { dims, n, ...vectors('layer_norm', float), splits: [30, 6], emitNorm: true },
     ];
-    const plan = planFunctions(specs.map(variantOf));
+    const plan = planFunctions(specs.map(variantOf), OPSET);
     expect(plan.functions).to.have.length(2);
     const builder = new ModelBuilder({ [DOMAIN]: 1 }, plan.irVersion);
     for (const { message } of plan.functions) builder.function(message);
@@ -198,7 +198,7 @@ describe('function body', () => {
     for (const norm of ['layer_norm', 'rms_norm'] as const) {
       const spec: QkvGemmSpec = { dims: [1, 8], n: 4, epsilon: 0, ...vectors(norm, float) };
       const zeros = { type: float, dims: spec.dims, values: new Float32Array(8) };
-      const functions = planFunctions([variantOf(spec)]).functions.map(({ message }) => message);
+      const functions = planFunctions([variantOf(spec)], OPSET).functions.map(({ message }) => message);
       const operands = { ...randomOperands(spec), input: zeros };
       const model = qkvGemmModel(spec, operands, { functions, allAttributes: true });
       const body = (await runOp(model, quiet)).y?.values ?? [];

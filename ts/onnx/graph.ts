@@ -114,7 +114,7 @@ export class Graph {
         this.insertedBefore.size +
         this.removedInitializers.size +
         this.removedInputs.size >
-        0 || this.addedInitializers.length + this.removedValueInfos.size > 0
+        0 || this.addedInitializers.length + this.addedValueInfos.length + this.removedValueInfos.size > 0
     );
   }
 

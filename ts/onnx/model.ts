@@ -30,6 +30,8 @@ export class Model {
         `Not a valid ONNX model: it has no ${ir ? 'graph' : 'ir_version'}. The file may be truncated or something else than ONNX.`,
       );
     }
+    if (this.fields.filter((field) => field.number === FIELD.graph).length > 1)
+      throw new QkvGemmError('INVALID_MODEL', 'Not a valid ONNX model: it has more than one graph.');
     this.irVersion = this.newIrVersion = integer(ir);
     for (const field of this.fields) {
       if (field.number === FIELD.opsetImport) {
@@ -45,6 +47,11 @@ export class Model {
       }
     }
     this.graph = new Graph(graph.value);
+  }
+
+  /** Version of ONNX's own operators; 0 where the model names none. */
+  get opset(): number {
+    return this.opsets.get('') ?? 0;
   }
 
   /** Raises the IR version to at least this. */

@@ -2,7 +2,7 @@
 import onnxProto from 'onnx-proto';
 import { QkvGemmError } from '../errors.js';
 import { MessageWriter, readFields, text } from './wire.js';
-import { Tensor } from './tensor.js';
+import { encodeTensor, Tensor } from './tensor.js';
 
 /** An attribute's value, of the kinds that rules look at. */
 export interface Attribute {
@@ -102,7 +102,7 @@ function decodeAttribute(span: Uint8Array, where: string): [string, Attribute] {
   return [proto.name, result];
 }
 
-/** What a new node may carry as attributes. */
+/** What a new node may carry as attributes, tensors aside. */
 export type AttributeValue =
   { float: number } | { integer: number } | { string: string } | { integers: readonly number[] };
 
@@ -126,6 +126,20 @@ export function encodeAttribute(name: string, value: AttributeValue, ref?: strin
   writer.integer(20, type);
   if (ref) writer.string(21, ref);
   return writer.finish();
+}
+
+/** AttributeProto bytes of a tensor. */
+export function encodeTensorAttribute(
+  name: string,
+  type: number,
+  dims: readonly number[],
+  data: Uint8Array,
+): Uint8Array {
+  return new MessageWriter()
+    .string(1, name)
+    .bytes(5, encodeTensor('', type, dims, data))
+    .integer(20, AttributeType.tensor)
+    .finish();
 }
 
 export interface NewNode {

@@ -5,7 +5,7 @@
  *
  * Source: ONNX IR specification, "Functions"; https://onnx.ai/onnx/operators/
  */
-import { encodeAttribute, encodeNode } from '../onnx/node.js';
+import { encodeAttribute, encodeNode, encodeTensorAttribute } from '../onnx/node.js';
 import { DataType, encodeTensor } from '../onnx/tensor.js';
 import { concat, MessageWriter } from '../onnx/wire.js';
 
@@ -37,18 +37,22 @@ export interface FunctionPlan {
   onnxruntime: string;
 }
 
-/** The opset that bodies import: the first with LayerNormalization. It need not be the model's. */
-const BODY_OPSET = 17;
+/** The oldest opset that bodies are written in: the first whose binary operators broadcast as NumPy's. */
+export const OLDEST_OPSET = 7;
+/** The first opset whose Cast knows bfloat16. */
+export const BFLOAT16_OPSET = 13;
 
 const FLOAT_IN = { integer: DataType.float } as const;
+const LAST_AXIS = [-1] as const;
 
-export function planFunctions(variants: readonly Variant[]): FunctionPlan {
+/** @param opset the model's. Bodies are written in it: an inlined body is read by the model's opset, whatever it imports. */
+export function planFunctions(variants: readonly Variant[], opset: number): FunctionPlan {
   const keys = variants.map((variant) => JSON.stringify(variant, Object.keys(variant).sort()));
   const distinct = [...new Set(keys)];
   const several = distinct.length > 1;
   const functions = distinct.map((key, i) => {
     const overload = several ? `v${i + 1}` : '';
-    return { overload, message: encodeFunction(JSON.parse(key) as Variant, overload) };
+    return { overload, message: encodeFunction(JSON.parse(key) as Variant, overload, opset) };
   });
   return {
     functions,
@@ -59,9 +63,9 @@ export function planFunctions(variants: readonly Variant[]): FunctionPlan {
 }
 
 /** FunctionProto: name 1, input 4, output 5, attribute 6, node 7, doc 8, opset_import 9, domain 10, overload 13. */
-function encodeFunction(variant: Variant, overload: string): Uint8Array {
+function encodeFunction(variant: Variant, overload: string, opset: number): Uint8Array {
   const nodes: Uint8Array[] = [];
-  const add = (opType: string, inputs: string[], outputs: string[], attributes: Uint8Array[] = []): void => {
+  const add: AddNode = (opType, inputs, outputs, attributes = []) => {
     nodes.push(encodeNode({ opType, inputs, outputs, attributes }));
   };
   const low = variant.type !== DataType.float;
@@ -72,7 +76,7 @@ function encodeFunction(variant: Variant, overload: string): Uint8Array {
     return `${name}_f`;
   };
   const x = asFloat('input', low);
-  const normalised = normalise(variant, x, asFloat, add, low);
+  const normalised = normalise(variant, x, (name) => asFloat(name, low), add, opset);
 
   let weight = asFloat('weight', variant.weightType !== DataType.float);
   if (variant.transposed) {
@@ -95,8 +99,13 @@ function encodeFunction(variant: Variant, overload: string): Uint8Array {
   const splitNames = Array.from({ length: variant.splits }, (_, i) => (i === 0 ? 'y' : `y${i + 1}`));
   back('sum', variant.splits > 1 ? 'whole' : 'y');
   if (variant.splits > 1) {
-    add('Constant', [], ['widths'], [encodeAttribute('value_ints', { integers: [] }, 'splits')]);
-    add('Split', ['whole', 'widths'], splitNames, [encodeAttribute('axis', { integer: -1 })]);
+    const axis = encodeAttribute('axis', { integer: -1 });
+    if (opset < 13) {
+      add('Split', ['whole'], splitNames, [axis, encodeAttribute('split', { integers: [] }, 'splits')]);
+    } else {
+      add('Constant', [], ['widths'], [encodeAttribute('value_ints', { integers: [] }, 'splits')]);
+      add('Split', ['whole', 'widths'], splitNames, [axis]);
+    }
   }
   const slots = variant.norm || variant.splits > 1;
   if (variant.norm) back(normalised, 'norm');
@@ -115,7 +124,7 @@ function encodeFunction(variant: Variant, overload: string): Uint8Array {
     8,
     'norm(input) * weight + bias; used where no kernel of com.deepspeed.QKVGemm is registered.',
   );
-  writer.bytes(9, new MessageWriter().string(1, '').integer(2, BODY_OPSET).finish());
+  writer.bytes(9, new MessageWriter().string(1, '').integer(2, opset).finish());
   writer.string(10, DOMAIN);
   if (overload) writer.string(13, overload);
   return writer.finish();
@@ -131,36 +140,64 @@ export const ATTRIBUTES = [
   'activation_quant',
 ] as const;
 
+type AddNode = (opType: string, inputs: string[], outputs: string[], attributes?: Uint8Array[]) => void;
+
+/** Adds the norm's nodes; returns the name of the normalised value. */
 function normalise(
   variant: Variant,
   x: string,
-  asFloat: (name: string, cast: boolean) => string,
-  add: (opType: string, inputs: string[], outputs: string[], attributes?: Uint8Array[]) => void,
-  low: boolean,
+  asFloat: (name: string) => string,
+  add: AddNode,
+  opset: number,
 ): string {
   if (variant.normType === 'none') return x;
-  const gamma = asFloat('gamma', low);
-  if (variant.normType === 'layer_norm') {
-    add('LayerNormalization', [x, gamma, asFloat('beta', low)], ['normalised'], [
+  const layerNorm = variant.normType === 'layer_norm';
+  const gamma = asFloat('gamma');
+  if (layerNorm && opset >= 17) {
+    add('LayerNormalization', [x, gamma, asFloat('beta')], ['normalised'], [
       encodeAttribute('axis', { integer: -1 }),
       encodeAttribute('epsilon', { float: 0 }, 'epsilon'),
     ]); // prettier-ignore
     return 'normalised';
   }
-  add('Mul', [x, x], ['squares']);
-  // ReduceMean takes its axes as an attribute up to opset 17 and as an input from 18 on, and an inlined body is read by
-  // the model's opset. ReduceSum is the same since 13; K is the length of gamma, a constant.
-  add('Constant', [], ['axes'], [encodeAttribute('value_ints', { integers: [-1] })]);
-  add('ReduceSum', ['squares', 'axes'], ['sum_square'], [encodeAttribute('keepdims', { integer: 1 })]);
-  add('Shape', ['gamma'], ['k']);
-  add('Cast', ['k'], ['k_f'], [encodeAttribute('to', FLOAT_IN)]);
-  add('Div', ['sum_square', 'k_f'], ['mean_square']);
-  add('Constant', [], ['epsilon_value'], [encodeAttribute('value_float', { float: 0 }, 'epsilon')]);
-  add('Add', ['mean_square', 'epsilon_value'], ['radicand']);
-  add('Sqrt', ['radicand'], ['rms']);
-  add('Div', [x, 'rms'], ['scaled']);
-  add('Mul', ['scaled', gamma], ['normalised']);
+  let centred = x;
+  if (layerNorm) {
+    addMean(x, 'mean', add, opset);
+    add('Sub', [x, 'mean'], ['centred']);
+    centred = 'centred';
+  }
+  add('Mul', [centred, centred], ['squares']);
+  addMean('squares', 'mean_square', add, opset);
+  if (opset >= 12) {
+    add('Constant', [], ['epsilon_value'], [encodeAttribute('value_float', { float: 0 }, 'epsilon')]);
+    add('Add', ['mean_square', 'epsilon_value'], ['radicand']);
+  } else {
+    // Constant takes a tensor only, which cannot refer to an attribute; LeakyRelu(-1) is -alpha.
+    const minusOne = new Uint8Array(Float32Array.of(-1).buffer);
+    add('Constant', [], ['minus_one'], [encodeTensorAttribute('value', DataType.float, [], minusOne)]);
+    add('LeakyRelu', ['minus_one'], ['minus_epsilon'], [encodeAttribute('alpha', { float: 0 }, 'epsilon')]);
+    add('Sub', ['mean_square', 'minus_epsilon'], ['radicand']);
+  }
+  add('Sqrt', ['radicand'], ['deviation']);
+  add('Div', [centred, 'deviation'], ['scaled']);
+  if (!layerNorm) {
+    add('Mul', ['scaled', gamma], ['normalised']);
+    return 'normalised';
+  }
+  add('Mul', ['scaled', gamma], ['unshifted']);
+  add('Add', ['unshifted', asFloat('beta')], ['normalised']);
   return 'normalised';
+}
+
+/** ReduceMean takes its axes as an attribute up to opset 17 and as an input from 18 on. */
+function addMean(input: string, output: string, add: AddNode, opset: number): void {
+  const keepdims = encodeAttribute('keepdims', { integer: 1 });
+  if (opset < 18) {
+    add('ReduceMean', [input], [output], [encodeAttribute('axes', { integers: LAST_AXIS }), keepdims]);
+    return;
+  }
+  add('Constant', [], [`${output}_axes`], [encodeAttribute('value_ints', { integers: LAST_AXIS })]);
+  add('ReduceMean', [input, `${output}_axes`], [output], [keepdims]);
 }
 
 /** A float32 vector as an initialiser. */

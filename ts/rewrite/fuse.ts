@@ -6,11 +6,12 @@ import { DataType, encodeTensor, type DataSource } from '../onnx/tensor.js';
 import { concat, MessageWriter, readFields, text } from '../onnx/wire.js';
 import { checkOptions } from '../options.js';
 import { isOlder } from '../session/addon.js';
-import { DOMAIN, OP, planFunctions, encodeVector, type Variant } from './function_body.js';
+import { BFLOAT16_OPSET, DOMAIN, OP, planFunctions, encodeVector, type Variant } from './function_body.js';
 import { GraphIndex } from './graph_index.js';
+import { fail } from './match.js';
 import type { FuseOptions } from './options.js';
 import type { FusedSite, FuseReport, Refusal, WeightType } from './report.js';
-import { findSites, type Site } from './sites.js';
+import { findSites, refusal, type Site } from './sites.js';
 import { assembleWeights, joinBiases, storedName, vectorOperand } from './weights/assemble.js';
 
 export interface FusedModel {
@@ -58,7 +59,7 @@ export function fuseModel(bytes: Uint8Array, options: FuseOptions = {}, source?:
       `The model already holds the ${held} ${DOMAIN}:${OP}: it has been rewritten before. Rewrite the original instead.`,
     );
   }
-  const rewrite = new Rewrite(index, dtype, source);
+  const rewrite = new Rewrite(index, dtype, options.fallback !== false, source);
   const built: { site: Site; node: BuiltNode }[] = [];
   for (const site of sites) {
     const node = rewrite.build(site);
@@ -69,7 +70,10 @@ export function fuseModel(bytes: Uint8Array, options: FuseOptions = {}, source?:
   for (const { site, node } of built) node.report.emitNorm = rewrite.keepNorm(site);
   // One signature for all nodes where that is possible: the output `norm` is there for all or for none.
   const norm = built.some(({ node }) => node.report.emitNorm);
-  const plan = planFunctions(built.map(({ node }) => ({ ...node.variant, norm })));
+  const plan = planFunctions(
+    built.map(({ node }) => ({ ...node.variant, norm })),
+    model.opset,
+  );
   built.forEach(({ site, node }, i) =>
     rewrite.insert(site, node, norm, options.fallback === false ? '' : (plan.overloads[i] ?? '')),
   );
@@ -164,6 +168,7 @@ class Rewrite {
   constructor(
     private readonly index: GraphIndex,
     private readonly dtype: NonNullable<FuseOptions['dtype']>,
+    private readonly fallback: boolean,
     private readonly source: DataSource | undefined,
   ) {
     const { graph } = index.model;
@@ -211,15 +216,11 @@ class Rewrite {
     const initializers: Uint8Array[][] = [];
     const add = (parts: Uint8Array[]): void => void initializers.push(parts);
     const weights = assembleWeights(this.index, projections, this.dtype, name, this.unique, this.source);
-    if (!weights.ok) {
-      const at = weights.at ? { at: weights.at.label } : {};
-      return {
-        node: norm.node.label,
-        opType: norm.node.opType,
-        rule: norm.rule,
-        reason: weights.reason,
-        ...at,
-      };
+    if (!weights.ok) return refusal(norm.node, norm.rule, weights);
+    const { opset } = this.index.model;
+    if (this.fallback && opset < BFLOAT16_OPSET && weights.value.type === DataType.bfloat16) {
+      const reason = `the model is in opset ${opset}, in which the function body cannot read bfloat16; ${BFLOAT16_OPSET} can`;
+      return refusal(norm.node, norm.rule, fail(reason));
     }
     initializers.push(...weights.value.initializers);
     const k = projections[0]?.k ?? 0;
@@ -297,32 +298,41 @@ class Rewrite {
   /** Takes out what a site's node replaces. */
   remove({ norm, projections }: Site): void {
     for (const member of [...norm.nodes, ...projections.flatMap((p) => p.nodes)]) {
-      this.index.model.graph.removeNode(member);
-      this.removed.add(member);
+      this.drop(member);
     }
     this.redirectShapes(norm.output, norm.input);
   }
 
-  /** Does anything still read the norm's output? If not, what only passes it on is taken out. */
+  /** Does anything still read the norm's output? What only passes it on, to nobody, is taken out. */
   keepNorm({ norm }: Site): boolean {
-    const dead = new Set<Node>();
-    if (!this.isDead(norm.output, dead)) return true;
-    for (const node of dead) {
-      this.index.model.graph.removeNode(node);
-      this.removed.add(node);
+    const passing: Node[] = [];
+    const values = [norm.output];
+    for (const value of values) {
+      for (const reader of this.index.readers(value)) {
+        if (this.removed.has(reader) || !(reader.is('Identity') || reader.is('Dropout'))) continue;
+        if (passing.includes(reader)) continue;
+        passing.push(reader);
+        values.push(...reader.outputs.filter((output) => output !== ''));
+      }
     }
-    return false;
+    // Backwards: one is dead once those behind it are.
+    for (const node of passing.reverse())
+      if (!node.outputs.some((name) => name !== '' && this.isRead(name))) this.drop(node);
+    return this.isRead(norm.output);
   }
 
-  /** Nobody reads a value any more, but for nodes that pass it on to nobody; those are added to `passing`. */
-  private isDead(name: string, passing: Set<Node>): boolean {
-    if (this.index.isGraphOutput(name) || this.newReads.has(name)) return false;
-    return this.index.readers(name).every((reader) => {
-      if (this.removed.has(reader) || this.redirected.has(reader)) return true;
-      if (!reader.is('Identity') && !reader.is('Dropout')) return false;
-      passing.add(reader);
-      return reader.outputs.every((output) => output === '' || this.isDead(output, passing));
-    });
+  private drop(node: Node): void {
+    this.index.model.graph.removeNode(node);
+    this.removed.add(node);
+  }
+
+  /** Is a value a graph output, or read by a node that stays or is new? */
+  private isRead(name: string): boolean {
+    return (
+      this.newReads.has(name) ||
+      this.index.isGraphOutput(name) ||
+      this.index.readers(name).some((reader) => !this.removed.has(reader) && !this.redirected.has(reader))
+    );
   }
 
   /** Puts a built node where the norm ended. `normSlot`: the function has the output `norm`, used or not. */
@@ -390,19 +400,14 @@ class Rewrite {
   /** Removes what only the replaced nodes needed: nodes without readers, their initialisers, value infos of vanished names. */
   clean(): void {
     const { graph } = this.index.model;
-    const isRead = (name: string): boolean =>
-      this.newReads.has(name) ||
-      this.index.isGraphOutput(name) ||
-      this.index.readers(name).some((reader) => !this.removed.has(reader) && !this.redirected.has(reader));
     const queue = [...this.removed].flatMap((node) => node.inputs);
     while (queue.length > 0) {
       const name = queue.pop() ?? '';
-      if (name === '' || isRead(name)) continue;
+      if (name === '' || this.isRead(name)) continue;
       const producer = this.index.producers.get(name);
       if (producer && !this.removed.has(producer) && !this.redirected.has(producer)) {
-        if (producer.outputs.some((output) => output !== '' && isRead(output))) continue;
-        graph.removeNode(producer);
-        this.removed.add(producer);
+        if (producer.outputs.some((output) => output !== '' && this.isRead(output))) continue;
+        this.drop(producer);
         queue.push(...producer.inputs);
       } else if (!producer && graph.initializers.has(name) && !this.index.isOverridable(name)) {
         graph.removeInitializer(name);
@@ -410,7 +415,7 @@ class Rewrite {
       }
     }
     for (const node of this.removed) {
-      for (const name of node.outputs) if (!isRead(name)) graph.removeValueInfo(name);
+      for (const name of node.outputs) if (!this.isRead(name)) graph.removeValueInfo(name);
     }
   }
 

@@ -101,15 +101,22 @@ export class GraphIndex {
     let type =
       graph.initializers.get(name)?.type ?? this.inputTypes.get(name) ?? graph.valueInfos.get(name)?.type;
     const node = this.producers.get(name);
-    if (type === undefined && node) {
+    if (type === undefined && node?.domain === '') {
       const first = TYPE_OF_INPUT[node.opType] ?? (TYPE_OF_FIRST_INPUT.has(node.opType) ? 0 : undefined);
       if (node.is('Cast')) type = node.integer('to', 0) || undefined;
-      else if (node.is('Constant')) type = node.attributes.get('value')?.tensor?.type ?? DataType.float;
+      else if (node.is('Constant')) type = constantType(node);
       else if (first !== undefined && node.inputs[first]) type = this.typeOf(node.inputs[first], depth + 1);
     }
     this.types.set(name, type);
     return type;
   }
+}
+
+function constantType(node: Node): number | undefined {
+  const { attributes } = node;
+  if (attributes.has('value_int') || attributes.has('value_ints')) return DataType.int64;
+  if (attributes.has('value_float') || attributes.has('value_floats')) return DataType.float;
+  return attributes.get('value')?.tensor?.type;
 }
 
 /** Names that a graph and the graphs inside it read: more than it captures, which errs on the safe side. */

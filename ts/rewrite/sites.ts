@@ -2,6 +2,7 @@
 import { DataType, dataTypeName } from '../onnx/tensor.js';
 import type { Node } from '../onnx/node.js';
 import { findConstant } from './constants.js';
+import { OLDEST_OPSET } from './function_body.js';
 import type { GraphIndex } from './graph_index.js';
 import { groupByAttention } from './grouping.js';
 import type { Failure } from './match.js';
@@ -20,6 +21,9 @@ export interface Site {
   /** Element type of the norm's input and of the node's outputs (DataType). */
   type: number;
 }
+
+/** Norms whose result has the type of their scale, which need not be their input's. */
+const RETYPING = new Set(['RMSNormalization', 'SimplifiedLayerNormalization']);
 
 export function findSites(index: GraphIndex): { sites: Site[]; refused: Refusal[] } {
   const sites: Site[] = [];
@@ -46,7 +50,7 @@ export function findSites(index: GraphIndex): { sites: Site[]; refused: Refusal[
   return { sites, refused };
 }
 
-function refusal(node: Node, rule: string, failure: Failure): Refusal {
+export function refusal(node: Node, rule: string, failure: Failure): Refusal {
   const at = failure.at && failure.at !== node ? { at: failure.at.label } : {};
   return { node: node.label, opType: node.opType, rule, reason: failure.reason, ...at };
 }
@@ -54,6 +58,11 @@ function refusal(node: Node, rule: string, failure: Failure): Refusal {
 function siteOf(index: GraphIndex, norm: Norm, taken: ReadonlySet<Node>): Site | Failure {
   const failed = (reason: string, at?: Node): Failure =>
     at ? { ok: false, reason, at } : { ok: false, reason };
+  const { opset } = index.model;
+  if (opset < OLDEST_OPSET)
+    return failed(
+      `the model ${opset ? `is in opset ${opset}` : 'names no opset'}, expected ${OLDEST_OPSET} or newer`,
+    );
   const overlap = norm.nodes.find((node) => taken.has(node));
   if (overlap) return failed('part of the norm belongs to another fused node', overlap);
 
@@ -101,7 +110,10 @@ function siteOf(index: GraphIndex, norm: Norm, taken: ReadonlySet<Node>): Site |
   // A Reshape may cut rows in pieces of K; a scale or shift of K elements says that it does not.
   const cut = length < 0 && !norm.gamma && !norm.beta ? group.find((p) => p.flattened) : undefined;
   if (cut) return failed(`how long the rows before Reshape are is not known (K = ${k} behind it)`, cut.node);
-  const type = index.typeOf(norm.input) ?? first?.weight.type ?? DataType.float;
+  const stated = index.typeOf(norm.input);
+  if (stated === undefined && norm.nodes.some((node) => RETYPING.has(node.opType)))
+    return failed(`the element type of its input '${norm.input}' is not known`);
+  const type = stated ?? first?.weight.type ?? DataType.float;
   const other = group.find((p) => p.weight.type !== type);
   if (other) {
     return failed(
