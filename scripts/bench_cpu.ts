@@ -1,7 +1,7 @@
 /**
  * The op on the CPU against the stock graph: norm + query, key and value projections with bias, two threads.
  *
- *   npm run bench:cpu [-- --seconds S] [--threads T] [--k 768|4096]
+ *   npm run bench:cpu [-- --seconds S] [--threads T] [--k 768|4096] [--m 1,8,128,512]
  *
  * Prints a markdown table; every result is checked before it is timed, and a wrong one ends the run with exit code 1.
  */
@@ -37,7 +37,12 @@ function row(block: { k: number; n: number }, result: Measured): string {
   return `| ${cells.join(' | ')} |`;
 }
 
-async function bench(shape: BlockShape, threads: number, seconds: number): Promise<void> {
+async function bench(
+  shape: BlockShape,
+  ms: readonly number[],
+  threads: number,
+  seconds: number,
+): Promise<void> {
   const started = Date.now();
   const say = (line: string): void =>
     console.error(`[${shape.name}, ${((Date.now() - started) / 1000).toFixed(0)} s] ${line}`);
@@ -48,7 +53,7 @@ async function bench(shape: BlockShape, threads: number, seconds: number): Promi
     executionMode: 'sequential',
   });
   const rows: string[] = [];
-  for (const m of [1, 8, 128, 512]) {
+  for (const m of ms) {
     say(`M=${m}: verifying and timing`);
     const results = await comparison.measure(m, { seconds });
     rows.push(...results.map((result) => row(comparison.block, result)));
@@ -79,18 +84,28 @@ const { values } = parseArgs({
     seconds: { type: 'string', default: '15' },
     threads: { type: 'string', default: '2' },
     k: { type: 'string' },
+    m: { type: 'string', default: '1,8,128,512' },
   },
 });
 const seconds = Number(values.seconds);
 const threads = Number(values.threads);
+const ms = values.m.split(',').map(Number);
 const chosen = shapes.filter(({ k }) => values.k === undefined || k === Number(values.k));
-if (!(seconds > 0) || !Number.isInteger(threads) || threads < 1 || chosen.length === 0) {
-  console.error('bench:cpu: expected --seconds > 0, --threads >= 1 and --k 768 or 4096.');
+if (
+  !(seconds > 0) ||
+  !Number.isInteger(threads) ||
+  threads < 1 ||
+  chosen.length === 0 ||
+  !ms.every((m) => Number.isInteger(m) && m > 0)
+) {
+  console.error(
+    'bench:cpu: expected --seconds > 0, --threads >= 1, --k 768 or 4096 and --m with numbers of rows.',
+  );
   process.exitCode = 2;
 } else {
   console.log(machineLine());
   try {
-    for (const shape of chosen) await bench(shape, threads, seconds);
+    for (const shape of chosen) await bench(shape, ms, threads, seconds);
   } catch (error) {
     console.error(`bench:cpu failed: ${(error as Error).message}`);
     process.exit(1);
