@@ -1,5 +1,5 @@
 /** Builds small ONNX models as bytes, for the tests, the benchmarks and the demo. */
-import { encodeAttribute, encodeNode, type AttributeValue } from '../ts/onnx/node.js';
+import { encodeAttribute, encodeNode, encodeTensorAttribute, type AttributeValue } from '../ts/onnx/node.js';
 import { DataType, encodeTensor } from '../ts/onnx/tensor.js';
 import { concat, MessageWriter } from '../ts/onnx/wire.js';
 import { fromFloat32 } from '../ts/rewrite/weights/convert.js';
@@ -92,15 +92,14 @@ export class ModelBuilder {
     return output;
   }
 
-  /** Adds a Constant node that holds floats, stored as `type`. AttributeProto: name 1, t 5, type 20 (4: tensor). */
+  /** Adds a Constant node that holds floats, stored as `type`. */
   constant(
     name: string,
     dims: readonly number[],
     values: ArrayLike<number>,
     type: number = DataType.float,
   ): string {
-    const tensor = encodeTensor('', type, dims, fromFloat32(Float32Array.from(values), type));
-    const value = new MessageWriter().string(1, 'value').bytes(5, tensor).integer(20, 4).finish();
+    const value = encodeTensorAttribute('value', type, dims, fromFloat32(Float32Array.from(values), type));
     return this.rawNode(
       encodeNode({
         opType: 'Constant',

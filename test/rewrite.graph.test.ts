@@ -261,3 +261,34 @@ describe('Dropout between norm and projections', () => {
     expect(model.graph.initializers.has('ratio')).to.equal(true);
   });
 });
+
+describe('several layers', () => {
+  /** Two layers, one behind the other; the second writes its norm as `norm`. */
+  const two = (norm: (m: ModelBuilder, x: string) => string): Uint8Array => {
+    const m = new ModelBuilder();
+    m.input('x', ['batch', 'sequence', K]);
+    const swap = { attributes: { perm: { integers: [0, 2, 1] } } };
+    const y = m.node('Transpose', [attend(m, threeMatMul(m, layerNorm(m, 'x')))], ['y_t'], swap);
+    const up = m.node('MatMul', [y, weight(m, 'w_o', 9, [N, K])], ['up']);
+    const h = norm(m, m.node('Add', [up, 'x'], ['residual']));
+    const [q = '', k = ''] = ['q2', 'k2'].map((name, i) => m.node('MatMul', [h, weight(m, `w_${name}`, i + 4)], [name]));
+    const t = m.node('Transpose', [k], ['k2_t'], swap);
+    m.output(m.node('MatMul', [q, t], ['y2']));
+    return m.finish();
+  }; // prettier-ignore
+  it('that differ in norm and outputs get a body each, and say what they need', async () => {
+    const original = two((m, x) => m.node('SimplifiedLayerNormalization', [x, 'gamma'], ['g']));
+    const { report, model } = await checkFused(original, { count: 2 });
+    expect(report.functions).to.deep.equal(['com.deepspeed:QKVGemm:v1', 'com.deepspeed:QKVGemm:v2']);
+    expect(report.requires).to.deep.equal({ irVersion: 10, onnxruntime: '1.27.0' });
+    expect(model.irVersion).to.equal(10);
+  });
+
+  it('that differ in the number of outputs alone get a body each, too', async () => {
+    const alike = (m: ModelBuilder, x: string): string =>
+      m.node('LayerNormalization', [x, 'gamma', 'beta'], ['g']);
+    const { report } = await checkFused(two(alike), { count: 2 });
+    expect(report.functions).to.have.length(2);
+    expect(report.fused.map(({ splits }) => splits.length)).to.deep.equal([3, 2]);
+  });
+});
