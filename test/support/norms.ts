@@ -1,5 +1,5 @@
 /** LayerNorm and RMSNorm spelt out in arithmetic, in the ways that exporters write them. */
-import { type ModelBuilder } from '../../models/builder.js';
+import type { ExternalPlace, ModelBuilder } from '../../models/builder.js';
 import { DataType } from '../../ts/onnx/tensor.js';
 import { betaOf, gammaOf } from './layers.js';
 
@@ -25,6 +25,8 @@ export interface Spelling {
   power?: number;
   powerDims?: readonly number[];
   epsilonDims?: readonly number[];
+  /** Constants that lie in an external file, by name. */
+  external?: Record<string, ExternalPlace>;
 }
 
 /** Element type that `cast` comes from. */
@@ -33,8 +35,10 @@ export const LOW = DataType.float16;
 /** Writes the norm of `x`; returns its output. Values are named after what they are. */
 export function spell(m: ModelBuilder, x: string, rms: boolean, s: Spelling = {}): string {
   const { axes = 'attribute', epsilonValue = 1e-5, cast } = s;
-  const scalar = (name: string, value: number, dims: readonly number[] = []): string =>
-    m.floats(name, dims, [value]);
+  const scalar = (name: string, value: number, dims: readonly number[] = []): string => {
+    const place = s.external?.[name];
+    return place ? m.external(name, dims, place) : m.floats(name, dims, [value]);
+  };
   if (axes === 'initialiser') m.integers('axes', [1], [-1]);
   if (axes === 'constant')
     m.node('Constant', [], ['axes'], { attributes: { value_ints: { integers: [-1] } } });
