@@ -90,15 +90,18 @@ struct FreeDeleter {
 
 // GB/s that these threads read, from a buffer beyond the last-level cache.
 double ReadBandwidth(const ThreadPool& pool) {
-  const size_t words = size_t{256} << 17;  // 256 MB
-  std::vector<uint64_t> buffer(words, 1);
+  const size_t words = size_t{256} << 17;                                      // 256 MB
+  const std::unique_ptr<void, FreeDeleter> memory(AllocatePacked(words * 8));  // on the pages that W has
+  auto* buffer = static_cast<uint64_t*>(memory.get());
+  if (buffer == nullptr) return 0;
+  std::fill(buffer, buffer + words, 1);
   std::atomic<uint64_t> sink{0};
   struct Context {
     const uint64_t* data;
     size_t words;
     size_t tasks;
     std::atomic<uint64_t>* sink;
-  } context{buffer.data(), words, 64, &sink};
+  } context{buffer, words, 64, &sink};
   const double us = MedianMicroseconds([&] {
     pool.run(
         pool.state, context.tasks,
@@ -161,7 +164,7 @@ bool Bench(int64_t k, int64_t n, const ThreadPool& pool, double bandwidth) {
     std::unique_ptr<void, FreeDeleter> packed(AllocatePacked(bytes));
     Pack(c.p, o, isa, pool, packed.get());
     Buffer scratch(ScratchBytes(c.p, isa, pool.threads, true));
-    for (int64_t m : {1, 4, 8, 16, 32, 128, 512}) {
+    for (int64_t m : {1, 4, 8, 14, 16, 24, 32, 64, 128, 512}) {
       c.p.m = m;
       const auto run = [&] { Run(c.p, o, packed.get(), isa, pool, scratch.Data()); };
       run();

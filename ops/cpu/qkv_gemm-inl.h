@@ -213,14 +213,23 @@ void QuantizeRow(float* x, int64_t k) {
 constexpr Tile kTile = TileOf(kThisIsa);
 constexpr int kVectors = kTile.nr / kLanes;  // vectors in a panel row
 
-constexpr int kPrefetchRows = 8;
-constexpr int kPrefetchBytes = 2048;
+// Which part of W a micro-kernel asks for while it computes.
+enum class Prefetch {
+  kNone,
+  kStream,  // what it reads itself `kStreamAhead` bytes later, across the page boundaries at which the
+            // processor's own prefetchers stop
+  kNext,    // its share of the next K block, which is read when all row tiles are done with this one
+};
+constexpr int kStreamAhead = 8192;
+constexpr int kIntoL2 = 2;  // the locality argument of __builtin_prefetch
+// Row tiles that share the next K block among them; with more, arithmetic outlasts any memory.
+constexpr int64_t kSharers = 8;
 
 // c [rows][nr] (+)= a [k][rows] * w [k][nr]. Consecutive k go to `kUnroll` sets of accumulators: with few
 // rows one chain of multiply-adds per vector would wait for its own latency (4 cycles) instead of for memory.
-template <DType kType, int kRows, bool kZeroPoint>
+template <DType kType, int kRows, bool kZeroPoint, Prefetch kPrefetch>
 void MicroKernel(const float* a, const void* weight, int64_t k, const float* zero_point, float* c,
-                 bool accumulate) {
+                 bool accumulate, const char* next, int64_t next_step) {
   using E = Element<kType>;
   constexpr int kUnroll = kRows * kVectors * 4 <= kTile.mr * kVectors   ? 4
                           : kRows * kVectors * 2 <= kTile.mr * kVectors ? 2
@@ -235,12 +244,13 @@ void MicroKernel(const float* a, const void* weight, int64_t k, const float* zer
     for (int v = 0; v < kVectors; ++v) zero[v] = Vec::Load(zero_point + v * kLanes);
   }
   const auto step = [&](int u) __attribute__((always_inline)) {
-    // Few rows wait for memory: ask for what is needed about a page later, across the page boundaries at
-    // which the processor's own prefetchers stop. Many rows wait for arithmetic, and find W in the cache.
-    if constexpr (kRows <= kPrefetchRows) {
+    if constexpr (kPrefetch == Prefetch::kStream) {
       constexpr int kRowBytes = kTile.nr * static_cast<int>(sizeof(typename E::Type));
       for (int line = 0; line < kRowBytes; line += 64)
-        __builtin_prefetch(reinterpret_cast<const char*>(w) + kPrefetchBytes + line);
+        __builtin_prefetch(reinterpret_cast<const char*>(w) + kStreamAhead + line, 0, kIntoL2);
+    } else if constexpr (kPrefetch == Prefetch::kNext) {
+      __builtin_prefetch(next, 0, kIntoL2);
+      next += next_step;
     }
     Vec row[kVectors];
     for (int v = 0; v < kVectors; ++v) {
@@ -273,28 +283,35 @@ void MicroKernel(const float* a, const void* weight, int64_t k, const float* zer
   }
 }
 
-using MicroKernelFn = void (*)(const float*, const void*, int64_t, const float*, float*, bool);
+using MicroKernelFn = void (*)(const float*, const void*, int64_t, const float*, float*, bool, const char*,
+                               int64_t);
 
-template <DType kType, bool kZeroPoint, int... kRows>
+template <DType kType, bool kZeroPoint, Prefetch kPrefetch, int... kRows>
 constexpr MicroKernelFn PickRows(int rows, std::integer_sequence<int, kRows...>) {
-  constexpr MicroKernelFn table[] = {MicroKernel<kType, kRows + 1, kZeroPoint>...};
+  constexpr MicroKernelFn table[] = {MicroKernel<kType, kRows + 1, kZeroPoint, kPrefetch>...};
   return table[rows - 1];
 }
 
-MicroKernelFn PickMicroKernel(DType type, bool zero_point, int rows) {
-  using Rows = std::make_integer_sequence<int, kTile.mr>;
+using Rows = std::make_integer_sequence<int, kTile.mr>;
+
+MicroKernelFn StreamedKernel(DType type, bool zero_point, int rows) {
   switch (type) {
     case DType::kFloat:
-      return PickRows<DType::kFloat, false>(rows, Rows{});
+      return PickRows<DType::kFloat, false, Prefetch::kStream>(rows, Rows{});
     case DType::kFloat16:
-      return PickRows<DType::kFloat16, false>(rows, Rows{});
+      return PickRows<DType::kFloat16, false, Prefetch::kStream>(rows, Rows{});
     case DType::kBFloat16:
-      return PickRows<DType::kBFloat16, false>(rows, Rows{});
+      return PickRows<DType::kBFloat16, false, Prefetch::kStream>(rows, Rows{});
     case DType::kInt8:
       break;
   }
-  return zero_point ? PickRows<DType::kInt8, true>(rows, Rows{})
-                    : PickRows<DType::kInt8, false>(rows, Rows{});
+  return zero_point ? PickRows<DType::kInt8, true, Prefetch::kStream>(rows, Rows{})
+                    : PickRows<DType::kInt8, false, Prefetch::kStream>(rows, Rows{});
+}
+
+MicroKernelFn WidenedKernel(bool next, int rows) {
+  return next ? PickRows<DType::kFloat, false, Prefetch::kNext>(rows, Rows{})
+              : PickRows<DType::kFloat, false, Prefetch::kNone>(rows, Rows{});
 }
 
 const void* WeightRow(const Panel& panel, int64_t row) {
@@ -313,9 +330,9 @@ void ScaleColumns(const float* scale, int rows, float* c) {
 }
 
 void MultiplyStreamed(const float* a, int rows, const Panel& panel, float* c) {
-  const MicroKernelFn kernel = PickMicroKernel(panel.tw, panel.zero_point != nullptr, rows);
+  const MicroKernelFn kernel = StreamedKernel(panel.tw, panel.zero_point != nullptr, rows);
   if (panel.block == 0) {
-    kernel(a, panel.weight, panel.k, panel.zero_point, c, false);
+    kernel(a, panel.weight, panel.k, panel.zero_point, c, false, nullptr, 0);
     if (panel.scale) ScaleColumns(panel.scale, rows, c);
     return;
   }
@@ -326,7 +343,7 @@ void MultiplyStreamed(const float* a, int rows, const Panel& panel, float* c) {
     const float* zero_point = panel.zero_point ? panel.zero_point + b * panel.stride : nullptr;
     const int64_t begin = b * panel.block;
     kernel(a + begin * rows, WeightRow(panel, begin), std::min(panel.block, panel.k - begin), zero_point,
-           part, false);
+           part, false, nullptr, 0);
     for (int v = 0; v < kVectors; ++v) {
       const Vec s = Vec::Load(panel.scale + b * panel.stride + v * kLanes);
       for (int r = 0; r < rows; ++r) {
@@ -359,6 +376,8 @@ void Widen(const Panel& panel, int64_t begin, int64_t count, float* target) {
 void MultiplyWidened(const float* a, int64_t rows, const Panel& panel, float* c) {
   alignas(64) float wide[kKBlock * kTile.nr];
   const RowTiles tiles(rows, kTile.mr);
+  const int64_t sharers = std::min(tiles.count, kSharers);
+  const int64_t next_step = kTile.nr * static_cast<int64_t>(SizeOf(panel.tw)) / sharers;
   for (int64_t k0 = 0; k0 < panel.k; k0 += kKBlock) {
     const int64_t depth = std::min<int64_t>(kKBlock, panel.k - k0);
     const void* w = wide;
@@ -367,11 +386,15 @@ void MultiplyWidened(const float* a, int64_t rows, const Panel& panel, float* c)
     } else {
       Widen(panel, k0, depth, wide);
     }
+    // The next block of this panel, or the first of the next panel, lies right behind. (Past the last one
+    // this asks for memory that is not W's, which a prefetch may.)
+    const auto* next = static_cast<const char*>(WeightRow(panel, k0 + depth));
     for (int64_t t = 0; t < tiles.count; ++t) {
       const int64_t begin = tiles.Begin(t);
       const int count = static_cast<int>(tiles.Begin(t + 1) - begin);
-      PickMicroKernel(DType::kFloat, false, count)(a + begin * panel.k + k0 * count, w, depth, nullptr,
-                                                   c + begin * kTile.nr, k0 > 0);
+      WidenedKernel(t < sharers, count)(a + begin * panel.k + k0 * count, w, depth, nullptr,
+                                        c + begin * kTile.nr, k0 > 0, next + t * depth * next_step,
+                                        next_step);
     }
   }
   if (panel.k == 0) std::fill(c, c + rows * kTile.nr, 0.0f);
