@@ -1,0 +1,42 @@
+import { expect } from 'chai';
+import * as ort from 'onnxruntime-node';
+import { uniform } from '../models/builder.js';
+import { Model } from '../ts/onnx/model.js';
+import { fuseBytes } from '../ts/rewrite/fuse.js';
+import { withQkvGemm } from '../ts/session/index.js';
+import { expectSound } from './support/fused.js';
+import { randomModel } from './support/random_model.js';
+import { quiet, runModel, worstDifference } from './support/run.js';
+
+const MODELS = 80;
+const DTYPES = ['fp16', 'bf16', 'int8'] as const;
+
+describe('models made at random', () => {
+  it(`${MODELS} of them give the same answers three ways, or come out as they were`, async () => {
+    let fused = 0;
+    for (let seed = 1; seed <= MODELS; seed++) {
+      const { bytes, dims } = randomModel(seed);
+      const { model, report } = fuseBytes(bytes);
+      if (report.fused.length === 0) {
+        expect(model, `seed ${seed}`).to.equal(bytes);
+        continue;
+      }
+      fused += report.fused.length;
+      expectSound(new Model(model));
+      const input = [new ort.Tensor('float32', uniform(48, 1, seed, 0.3), dims)];
+      const expected = await runModel(bytes, input, { ...quiet, graphOptimizationLevel: 'disabled' });
+      for (const options of [withQkvGemm(quiet), quiet]) {
+        const actual = await runModel(model, input, options);
+        expect(worstDifference(expected, actual), `seed ${seed}`).to.be.below(2e-5);
+      }
+      const dtype = DTYPES[seed % 3] ?? 'int8';
+      const rounded = fuseBytes(bytes, { dtype }).model;
+      const [kernel, body] = [
+        await runModel(rounded, input, withQkvGemm(quiet)),
+        await runModel(rounded, input),
+      ];
+      expect(worstDifference(kernel, body), `seed ${seed}, ${dtype}`).to.be.below(2e-5);
+    }
+    expect(fused, 'fused nodes').to.be.above(MODELS);
+  });
+});

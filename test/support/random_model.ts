@@ -1,0 +1,160 @@
+/** Models made at random from a seed: layers with norms in any spelling, projections in any form, and readers anywhere. */
+import { ModelBuilder, uniform } from '../../models/builder.js';
+import { DataType } from '../../ts/onnx/tensor.js';
+
+/** Length of the normalised axis. */
+export const K = 8;
+
+export interface RandomModel {
+  bytes: Uint8Array;
+  /** Shape of an input that fits. */
+  dims: number[];
+}
+
+export function randomModel(seed: number): RandomModel {
+  return new Writer(seed).write();
+}
+
+class Writer {
+  private state: number;
+  private count = 0;
+  private readonly m: ModelBuilder;
+  private readonly opset: number;
+  private readonly flat: boolean;
+  /** Inner values that become graph outputs. */
+  private readonly exposed = new Set<string>();
+
+  constructor(private readonly seed: number) {
+    this.state = seed * 7919 + 1;
+    this.opset = this.pick([9, 12, 13, 17, 18, 20]);
+    this.m = new ModelBuilder({ '': this.opset });
+    this.flat = this.once(4);
+  }
+
+  write(): RandomModel {
+    this.m.input('x', this.flat ? ['rows', K] : ['batch', 'rows', K]);
+    if (this.opset >= 18) this.m.integers('axes', [1], [-1]);
+    let x = 'x';
+    for (let layers = 1 + this.below(3); layers > 0; layers--) x = this.layer(x);
+    this.m.output(x);
+    for (const name of this.exposed) this.m.output(name);
+    return { bytes: this.m.finish(), dims: this.flat ? [6, K] : [2, 3, K] };
+  }
+
+  private below(limit: number): number {
+    this.state = (Math.imul(this.state, 1103515245) + 12345) >>> 0;
+    return (this.state >>> 8) % limit;
+  }
+
+  /** True once in so many times. */
+  private once(times: number): boolean {
+    return this.below(times) === 0;
+  }
+
+  private pick<T>(from: readonly [T, ...T[]]): T {
+    return from[this.below(from.length)] ?? from[0];
+  }
+
+  private node(opType: string, inputs: string[], attributes = {}): string {
+    return this.m.node(opType, inputs, [`${opType.toLowerCase()}_${this.count++}`], { attributes });
+  }
+
+  /** A node of two operands in either order. */
+  private commutative(opType: string, a: string, b: string): string {
+    return this.node(opType, this.once(2) ? [a, b] : [b, a]);
+  }
+
+  private floats(dims: number[], limit: number, centre = 0): string {
+    const values = uniform(dims.reduce((a, b) => a * b, 1), limit, this.count + this.seed, centre); // prettier-ignore
+    return this.m.floats(`c_${this.count++}`, dims, values);
+  }
+
+  private scalar(value: number): string {
+    const name = `s_${this.count++}`;
+    return this.once(2)
+      ? this.m.floats(name, [], [value])
+      : this.m.constant(name, this.pick([[], [1]]), [value]);
+  }
+
+  private transpose(value: string): string {
+    return this.node('Transpose', [value], { perm: { integers: this.flat ? [1, 0] : [0, 2, 1] } });
+  }
+
+  private mean(of: string): string {
+    if (this.opset >= 18) return this.node('ReduceMean', [of, 'axes']);
+    const last = this.flat ? 1 : 2;
+    return this.node('ReduceMean', [of], { axes: { integers: [this.once(6) ? last : -1] } });
+  }
+
+  private norm(x: string): string {
+    const kind = this.below(this.opset >= 17 ? 4 : 2);
+    const gamma = (): string => this.floats([K], 0.5, 1);
+    const beta = (): string => this.floats([K], 0.5);
+    if (kind === 2) return this.node('LayerNormalization', [x, gamma(), ...(this.once(2) ? [beta()] : [])]);
+    if (kind === 3) return this.node('SimplifiedLayerNormalization', [x, gamma()]);
+    const d = kind === 0 ? this.node('Sub', [x, this.mean(x)]) : x;
+    const again = kind === 0 && this.once(3) ? this.node('Sub', [x, this.mean(x)]) : d;
+    const squares = this.once(2)
+      ? this.node('Mul', [again, again])
+      : this.node('Pow', [again, this.scalar(2)]);
+    const v = this.commutative('Add', this.mean(squares), this.scalar(1e-3));
+    const root = this.once(2) ? this.node('Sqrt', [v]) : this.node('Pow', [v, this.scalar(0.5)]);
+    let h = this.once(2)
+      ? this.node('Div', [d, root])
+      : this.commutative('Mul', d, this.node('Reciprocal', [root]));
+    for (const inner of [squares, v, root]) if (this.once(25)) this.exposed.add(inner);
+    if (!this.once(3)) h = this.commutative('Mul', h, gamma());
+    if (this.once(8)) this.exposed.add(h);
+    return kind === 0 && !this.once(3) ? this.commutative('Add', h, beta()) : h;
+  }
+
+  private project(h: string, n: number): string {
+    let a = h;
+    for (let aliases = this.below(8); aliases > 5; aliases--) a = this.node('Identity', [a]);
+    if (this.flat && this.once(2)) {
+      const transB = this.below(2);
+      const c = this.opset < 11 || this.once(2) ? [this.floats([n], 0.5)] : [];
+      return this.node('Gemm', [a, this.floats(transB ? [n, K] : [K, n], 0.6), ...c], {
+        transB: { integer: transB },
+        alpha: { float: this.pick([1, 1, 0.5]) },
+        beta: { float: this.pick([1, 1, 0.25]) },
+      });
+    }
+    const weight = this.once(4)
+      ? this.node('Transpose', [this.floats([n, K], 0.6)])
+      : this.floats([K, n], 0.6);
+    let p = this.node('MatMul', [a, weight]);
+    if (this.once(8)) this.exposed.add(p);
+    if (this.once(2)) p = this.commutative('Add', p, this.floats([n], 0.5));
+    return this.once(4) ? this.node('Add', [p, this.pick([this.floats([n], 0.5), this.scalar(0.5)])]) : p;
+  }
+
+  /** (Q^T K) V^T of projections, brought back to K columns. */
+  private attention(h: string, other: string): string {
+    const n = this.pick([1, 4, 5]);
+    const [q, k, v] = [0, 1, 2].map(() => this.project(this.once(6) ? other : h, n)) as [
+      string,
+      string,
+      string,
+    ];
+    const scores = this.node('MatMul', [this.transpose(q), k]);
+    const mixed = this.transpose(this.node('MatMul', [scores, this.transpose(v)]));
+    return this.node('MatMul', [this.node('Tanh', [mixed]), this.floats([n, K], 0.6)]);
+  }
+
+  private layer(x: string): string {
+    const h = this.norm(x);
+    const second = this.once(5) ? this.norm(h) : h;
+    let y = this.node('Add', [x, this.attention(h, second)]);
+    if (this.once(4)) y = this.node('Add', [y, this.attention(h, second)]);
+    if (this.once(3)) {
+      const up = this.node('Relu', [this.project(h, 6)]);
+      y = this.node('Add', [y, this.node('MatMul', [up, this.floats([6, K], 0.6)])]);
+    }
+    if (this.once(6)) this.exposed.add(h);
+    if (this.once(8)) this.node('Identity', [this.node('Identity', [h])]);
+    if (this.once(8)) this.exposed.add(this.node('Mul', [h, y]));
+    if (this.once(8)) this.m.output(this.node('Shape', [h]), undefined, DataType.int64);
+    return y;
+  }
+}
