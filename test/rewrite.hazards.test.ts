@@ -101,6 +101,17 @@ describe('models that are out of the ordinary', () => {
     expect(ops).to.not.include('Identity');
   });
 
+  it('20000 Identity nodes that read one norm', () => {
+    const original = layer({
+      after: (m, h) => {
+        for (let i = 0; i < 20000; i++) m.node('Identity', [h], [`i${i}`]);
+      },
+    });
+    const { report, ops } = fused(original);
+    expect(report.fused[0]?.emitNorm).to.equal(false);
+    expect(ops).to.not.include('Identity');
+  });
+
   it('two graphs in one model', () => {
     const model = layer();
     const graph = readFields(model, 'model').find((field) => field.number === 7)?.span ?? new Uint8Array();

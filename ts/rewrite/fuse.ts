@@ -305,18 +305,18 @@ class Rewrite {
 
   /** Does anything still read the norm's output? What only passes it on, to nobody, is taken out. */
   keepNorm({ norm }: Site): boolean {
-    const passing: Node[] = [];
+    const passing = new Set<Node>();
     const values = [norm.output];
     for (const value of values) {
       for (const reader of this.index.readers(value)) {
         if (this.removed.has(reader) || !(reader.is('Identity') || reader.is('Dropout'))) continue;
-        if (passing.includes(reader)) continue;
-        passing.push(reader);
+        if (passing.has(reader)) continue;
+        passing.add(reader);
         values.push(...reader.outputs.filter((output) => output !== ''));
       }
     }
     // Backwards: one is dead once those behind it are.
-    for (const node of passing.reverse())
+    for (const node of [...passing].reverse())
       if (!node.outputs.some((name) => name !== '' && this.isRead(name))) this.drop(node);
     return this.isRead(norm.output);
   }
@@ -400,7 +400,7 @@ class Rewrite {
   /** Removes what only the replaced nodes needed: nodes without readers, their initialisers, value infos of vanished names. */
   clean(): void {
     const { graph } = this.index.model;
-    const queue = [...this.removed].flatMap((node) => node.inputs);
+    const queue = [...new Set([...this.removed].flatMap((node) => node.inputs))];
     while (queue.length > 0) {
       const name = queue.pop() ?? '';
       if (name === '' || this.isRead(name)) continue;

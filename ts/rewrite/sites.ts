@@ -125,15 +125,15 @@ function siteOf(index: GraphIndex, norm: Norm, taken: ReadonlySet<Node>): Site |
 }
 
 /** A value and what Identity, or Dropout without a mask, makes of it. */
-function aliasesOf(index: GraphIndex, value: string): { values: string[]; nodes: Node[] } {
-  const values = [value];
+function aliasesOf(index: GraphIndex, value: string): { values: Set<string>; nodes: Node[] } {
+  const values = new Set([value]);
   const nodes: Node[] = [];
   for (const name of values) {
     for (const reader of index.readers(name)) {
       const output = reader.outputs[0];
-      if (reader.inputs[0] !== name || output === undefined || values.includes(output)) continue;
+      if (reader.inputs[0] !== name || output === undefined || values.has(output)) continue;
       if (!reader.is('Identity') && !(reader.is('Dropout') && dropsNothing(index, reader))) continue;
-      values.push(output);
+      values.add(output);
       nodes.push(reader);
     }
   }
