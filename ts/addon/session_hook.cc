@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -23,15 +24,29 @@ namespace {
 constexpr uint32_t kApiVersion = 17;
 constexpr int kMaxRuntimes = 16;
 
-using CreateSessionFn = decltype(OrtApi::CreateSession);
-using CreateSessionFromArrayFn = decltype(OrtApi::CreateSessionFromArray);
+// As in OrtApi, without its attributes, which templates warn of.
+using CreateSessionFn = OrtStatus* (*)(const OrtEnv*, const ORTCHAR_T*, const OrtSessionOptions*,
+                                       OrtSession**) noexcept;
+using CreateSessionFromArrayFn = OrtStatus* (*)(const OrtEnv*, const void*, size_t, const OrtSessionOptions*,
+                                                OrtSession**) noexcept;
+
+// Set in the options that a replacement passes on. Where two copies of this addon are loaded, one calls the
+// other, which must not register the libraries again.
+constexpr const char* kRegisteredEntry = "custom_ops.registered";
+
+// What an entry of the table held before. Kept once it is there: another thread may be inside a replacement.
+template <typename Fn>
+struct Original {
+  std::atomic<Fn> function{nullptr};
+  bool replaced = false;  // a call through the table comes to our replacement, directly or through somebody's
+};
 
 // One copy of ONNX Runtime. A replacement knows its copy by the slot that it was compiled for, since its
-// arguments do not say. Once used, a slot keeps its originals: another thread may be inside a replacement.
+// arguments do not say.
 struct Slot {
   const OrtApi* api = nullptr;
-  CreateSessionFn create = nullptr;
-  CreateSessionFromArrayFn create_from_array = nullptr;
+  Original<CreateSessionFn> create;
+  Original<CreateSessionFromArrayFn> create_from_array;
 };
 
 std::mutex g_mutex;
@@ -82,7 +97,8 @@ void MakeDomainsKnown(int slot, const std::string& entry, const OrtEnv* env) {
   if (status == nullptr) status = api.SetIntraOpNumThreads(options, 1);
   if (status == nullptr) status = RegisterLibraries(api, entry, options);
   if (status == nullptr)
-    status = g_slots[slot].create_from_array(env, kTinyModel, sizeof kTinyModel, options, &session);
+    status = g_slots[slot].create_from_array.function.load()(env, kTinyModel, sizeof kTinyModel, options,
+                                                             &session);
   if (session != nullptr) api.ReleaseSession(session);
   if (options != nullptr) api.ReleaseSessionOptions(options);
   if (status != nullptr)
@@ -101,6 +117,8 @@ OrtStatus* PrepareOptions(int slot, const OrtEnv* env, const OrtSessionOptions* 
   int present = 0;
   if (OrtStatus* status = api.HasSessionConfigEntry(options, kLibrariesEntry, &present)) return status;
   if (!present) return nullptr;
+  if (OrtStatus* status = api.HasSessionConfigEntry(options, kRegisteredEntry, &present)) return status;
+  if (present) return nullptr;
   size_t size = 0;
   if (OrtStatus* status = api.GetSessionConfigEntry(options, kLibrariesEntry, nullptr, &size)) return status;
   std::string value(size, '\0');
@@ -109,12 +127,13 @@ OrtStatus* PrepareOptions(int slot, const OrtEnv* env, const OrtSessionOptions* 
   value.resize(size == 0 ? 0 : size - 1);  // the size counts the terminating zero
   if (OrtStatus* status = api.CloneSessionOptions(options, owned)) return status;
   MakeDomainsKnown(slot, value, env);
-  if (OrtStatus* status = RegisterLibraries(api, value, *owned)) {
+  OrtStatus* status = api.AddSessionConfigEntry(*owned, kRegisteredEntry, "1");
+  if (status == nullptr) status = RegisterLibraries(api, value, *owned);
+  if (status != nullptr) {
     api.ReleaseSessionOptions(*owned);
     *owned = nullptr;
-    return status;
   }
-  return nullptr;
+  return status;
 }
 
 // Calls create(options) with the libraries registered; nothing may throw into ONNX Runtime's caller.
@@ -139,18 +158,17 @@ OrtStatus* WithLibraries(int slot, const OrtEnv* env, const OrtSessionOptions* o
 template <int kSlot>
 OrtStatus* ORT_API_CALL CreateSession(const OrtEnv* env, const ORTCHAR_T* path,
                                       const OrtSessionOptions* options, OrtSession** session) noexcept {
-  const Slot& slot = g_slots[kSlot];
-  return WithLibraries(kSlot, env, options,
-                       [&](const OrtSessionOptions* o) { return slot.create(env, path, o, session); });
+  return WithLibraries(kSlot, env, options, [&](const OrtSessionOptions* o) {
+    return g_slots[kSlot].create.function.load()(env, path, o, session);
+  });
 }
 
 template <int kSlot>
 OrtStatus* ORT_API_CALL CreateSessionFromArray(const OrtEnv* env, const void* data, size_t length,
                                                const OrtSessionOptions* options,
                                                OrtSession** session) noexcept {
-  const Slot& slot = g_slots[kSlot];
   return WithLibraries(kSlot, env, options, [&](const OrtSessionOptions* o) {
-    return slot.create_from_array(env, data, length, o, session);
+    return g_slots[kSlot].create_from_array.function.load()(env, data, length, o, session);
   });
 }
 
@@ -200,6 +218,26 @@ bool WriteEntry(const Fn& entry, Fn value, std::string* problem) {
   }
   __atomic_store_n(const_cast<Fn*>(&entry), value, __ATOMIC_SEQ_CST);
   if (!writable) mprotect(start, page, protection);
+  return true;
+}
+
+// Puts `ours` into an entry of the table, once. Whoever replaced the entry after us calls us, as we call whom
+// we replaced; to go in front of them as well would close a circle.
+template <typename Fn>
+bool Replace(const Fn& entry, Fn ours, Original<Fn>* original, std::string* problem) {
+  if (original->replaced) return true;
+  original->function = entry;
+  original->replaced = WriteEntry(entry, ours, problem);
+  return original->replaced;
+}
+
+// Puts the original back, unless somebody has replaced ours since then: the entry is theirs.
+template <typename Fn>
+bool Restore(const Fn& entry, Fn ours, Original<Fn>* original) {
+  std::string problem;
+  if (!original->replaced || entry != ours || !WriteEntry(entry, original->function.load(), &problem))
+    return false;
+  original->replaced = false;
   return true;
 }
 
@@ -256,15 +294,9 @@ bool Hook(const OrtApi* api, std::string* problem) {
   const Replacement& ours = kReplacements[index];
   Slot& slot = g_slots[index];
   slot.api = api;
-  if (api->CreateSession != ours.create) {
-    slot.create = api->CreateSession;
-    if (!WriteEntry(api->CreateSession, ours.create, problem)) return false;
-  }
-  if (api->CreateSessionFromArray != ours.create_from_array) {
-    slot.create_from_array = api->CreateSessionFromArray;
-    if (!WriteEntry(api->CreateSessionFromArray, ours.create_from_array, problem)) return false;
-  }
-  return true;
+  // This one first: making domains known, which both replacements do, calls its original.
+  return Replace(api->CreateSessionFromArray, ours.create_from_array, &slot.create_from_array, problem) &&
+         Replace(api->CreateSession, ours.create, &slot.create, problem);
 }
 
 }  // namespace
@@ -286,17 +318,13 @@ int Uninstall() {
   const std::lock_guard lock(g_mutex);
   int count = 0;
   for (int i = 0; i < kMaxRuntimes; ++i) {
-    const Slot& slot = g_slots[i];
+    Slot& slot = g_slots[i];
     if (slot.api == nullptr) continue;
-    std::string problem;
     const Replacement& ours = kReplacements[i];
-    const bool hooked =
-        slot.api->CreateSession == ours.create || slot.api->CreateSessionFromArray == ours.create_from_array;
-    // An entry that somebody else has replaced since then is theirs.
-    if (slot.api->CreateSession == ours.create) WriteEntry(slot.api->CreateSession, slot.create, &problem);
-    if (slot.api->CreateSessionFromArray == ours.create_from_array)
-      WriteEntry(slot.api->CreateSessionFromArray, slot.create_from_array, &problem);
-    count += hooked ? 1 : 0;
+    const bool path = Restore(slot.api->CreateSession, ours.create, &slot.create);
+    const bool array =
+        Restore(slot.api->CreateSessionFromArray, ours.create_from_array, &slot.create_from_array);
+    count += path || array ? 1 : 0;
   }
   return count;
 }
