@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
+#include <limits>
 
 namespace qkvgemm {
 namespace {
@@ -35,10 +35,10 @@ bool ToDType(ONNXTensorElementDataType type, DType* dtype) {
   }
 }
 
-DType FloatType(Input input, const TensorInfo& t) {
+DType FloatType(Input input, ONNXTensorElementDataType type) {
   DType dtype;
-  if (!ToDType(t.type, &dtype) || dtype == DType::kInt8)
-    FailInput(input, "float, float16 or bfloat16", TypeName(t.type));
+  if (!ToDType(type, &dtype) || dtype == DType::kInt8)
+    FailInput(input, "float, float16 or bfloat16", TypeName(type));
   return dtype;
 }
 
@@ -54,7 +54,7 @@ DType VectorType(Input input, const TensorInfo& t, ONNXTensorElementDataType inp
   if (t.Rank() != 1 || t.dims[0] != length)
     FailInput(input, std::string("shape [") + length_name + "] = [" + std::to_string(length) + "]",
               ShapeName(t.dims));
-  return FloatType(input, t);
+  return FloatType(input, t.type);
 }
 
 }  // namespace
@@ -113,11 +113,17 @@ void CheckAttributes(const Attributes& a) {
            std::to_string(i));
 }
 
+void CheckInputType(ONNXTensorElementDataType type) { FloatType(kInput, type); }
+
 void CheckSplits(const Attributes& a, int64_t n) {
-  const int64_t sum = std::accumulate(a.splits.begin(), a.splits.end(), int64_t{0});
-  if (!a.splits.empty() && sum != n)
+  if (a.splits.empty()) return;
+  // A sum that wraps around to N would let a split reach far beyond the weight's columns.
+  int64_t sum = 0;
+  const bool fits = std::ranges::none_of(
+      a.splits, [&sum](int64_t width) { return __builtin_add_overflow(sum, width, &sum); });
+  if (!fits || sum != n)
     Fail("attribute 'splits': expected widths that sum to N = " + std::to_string(n) + ", found " +
-         ShapeName(a.splits) + ", sum " + std::to_string(sum));
+         ShapeName(a.splits) + ", sum " + (fits ? std::to_string(sum) : "beyond 64 bits"));
 }
 
 size_t OutputSlots(const Attributes& a) {
@@ -136,6 +142,10 @@ Problem WeightProblem(const Attributes& a, const TensorInfo& weight, const Tenso
     FailInput(kWeight, a.transposed ? "2 dimensions [N, K]" : "2 dimensions [K, N]", ShapeName(weight.dims));
   p.k = weight.dims[a.transposed ? 1 : 0];
   p.n = weight.dims[a.transposed ? 0 : 1];
+  // Where one is 0 no memory bounds the other, and sizes computed from it would wrap around.
+  constexpr int64_t kLongest = std::numeric_limits<int32_t>::max();
+  if (p.k > kLongest || p.n > kLongest)
+    FailInput(kWeight, "dimensions of at most " + std::to_string(kLongest), ShapeName(weight.dims));
   if (p.tw != DType::kInt8) {
     if (a.activation_quant)
       Fail("attribute 'activation_quant': expected 0 unless weight is int8, found 1 with weight " +
@@ -183,14 +193,17 @@ Problem FullProblem(const Attributes& a, const TensorInfo (&inputs)[kInputCount]
   Problem p = WeightProblem(a, inputs[kWeight], inputs[kScale], inputs[kZeroPoint]);
   const TensorInfo& x = inputs[kInput];
   if (!x.present) FailInput(kInput, "a tensor [..., K]", "nothing");
-  p.t = FloatType(kInput, x);
+  p.t = FloatType(kInput, x.type);
   if (x.Rank() < 1) FailInput(kInput, "at least 1 dimension [..., K]", "a scalar");
   if (x.dims.back() != p.k)
     FailInput(kInput,
               "last dimension K = " + std::to_string(p.k) + ", as weight " + ShapeName(inputs[kWeight].dims) +
                   (a.transposed ? " (transposed)" : "") + " has it",
               ShapeName(x.dims));
-  p.m = std::accumulate(x.dims.begin(), x.dims.end() - 1, int64_t{1}, std::multiplies<>());
+  p.m = 1;
+  for (const int64_t rows : x.dims.first(x.dims.size() - 1))
+    if (__builtin_mul_overflow(p.m, rows, &p.m))
+      FailInput(kInput, "leading dimensions whose product fits 64 bits", ShapeName(x.dims));
   p.norm = a.norm_type;
   p.epsilon = a.epsilon;
   p.activation_quant = a.activation_quant;

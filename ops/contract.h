@@ -48,6 +48,8 @@ struct ContractError {
 NormType ParseNormType(const std::string& name);
 // Checks that concern the attributes alone.
 void CheckAttributes(const Attributes& attributes);
+// T is a type that the op computes in.
+void CheckInputType(ONNXTensorElementDataType type);
 // The widths of the splits sum to N.
 void CheckSplits(const Attributes& attributes, int64_t n);
 // The most output slots that a node with these attributes may have; `norm` is empty without emit_norm.

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <stdexcept>
 #include <thread>
 
 #include "ops/attributes.h"
@@ -17,7 +18,8 @@ namespace {
 int UsableProcessors() {
   cpu_set_t set;
   if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
-  return static_cast<int>(std::thread::hardware_concurrency());
+  // More processors than the set holds. The answer may be 0: not known.
+  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
 
 // ThreadPool over ONNX Runtime's intra-op threads. The first failure is kept and reported after the run.
@@ -140,13 +142,17 @@ void CpuKernel::ReadConstants(const OrtKernelInfo* info) {
   operands.weight = data[kWeight];
   operands.scale = data[kScale];
   operands.zero_point = data[kZeroPoint];
-  packed_.reset(cpu::AllocatePacked(cpu::PackedBytes(problem, isa_)));
-  if (packed_ == nullptr) throw std::bad_alloc();
+  const size_t bytes = cpu::PackedBytes(problem, isa_);
+  packed_.reset(cpu::AllocatePacked(bytes));
+  if (packed_ == nullptr)
+    throw std::runtime_error(
+        "out of memory: input 1 'weight' takes " + std::to_string(bytes) +
+        " bytes in the form that the kernel reads; free some, or store it in fewer bits");
   cpu::Pack(problem, operands, isa_, cpu::ThreadPool{}, packed_.get());
 }
 
 OrtStatus* CpuKernel::Compute(OrtKernelContext* context) const noexcept {
-  return Guard(api_, where_, [&] { Run(context); });
+  return Guard(api_, where_.c_str(), [&] { Run(context); });
 }
 
 void CpuKernel::Run(OrtKernelContext* context) const {

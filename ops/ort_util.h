@@ -30,26 +30,33 @@ inline void ThrowIfError(OrtStatus* status) {
   if (status != nullptr) throw StatusError{status};
 }
 
-// Runs fn; whatever it throws comes back as a status that begins with `where`.
+// "where: what", or `what` alone where there is no memory to join them.
+inline OrtStatus* StatusOf(const OrtApi& api, OrtErrorCode code, const char* where,
+                           const char* what) noexcept {
+  try {
+    return api.CreateStatus(code, (std::string(where) + ": " + what).c_str());
+  } catch (...) {
+    return api.CreateStatus(code, what);
+  }
+}
+
+// Runs fn; whatever it throws comes back as a status that begins with `where`. Takes no std::string: making
+// one may throw, outside of the guard.
 template <typename Fn>
-OrtStatus* Guard(const OrtApi& api, const std::string& where, const Fn& fn) noexcept {
+OrtStatus* Guard(const OrtApi& api, const char* where, const Fn& fn) noexcept {
   try {
     fn();
     return nullptr;
   } catch (const StatusError& e) {
     return e.status;
   } catch (const ContractError& e) {
-    try {
-      return api.CreateStatus(ORT_INVALID_ARGUMENT, (where + ": " + e.message).c_str());
-    } catch (...) {
-      return api.CreateStatus(ORT_INVALID_ARGUMENT, e.message.c_str());
-    }
+    return StatusOf(api, ORT_INVALID_ARGUMENT, where, e.message.c_str());
   } catch (const std::bad_alloc&) {
-    return api.CreateStatus(ORT_FAIL, "com.deepspeed.QKVGemm: out of memory");
+    return StatusOf(api, ORT_FAIL, where, "out of memory");
   } catch (const std::exception& e) {
-    return api.CreateStatus(ORT_RUNTIME_EXCEPTION, e.what());
+    return StatusOf(api, ORT_RUNTIME_EXCEPTION, where, e.what());
   } catch (...) {
-    return api.CreateStatus(ORT_RUNTIME_EXCEPTION, "com.deepspeed.QKVGemm: unexpected error");
+    return StatusOf(api, ORT_RUNTIME_EXCEPTION, where, "unexpected error");
   }
 }
 

@@ -5,6 +5,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "ops/contract.h"
@@ -15,6 +16,8 @@
 namespace qkvgemm {
 namespace {
 
+constexpr const char* kOpName = "com.deepspeed.QKVGemm";
+
 // One per runtime: a process may hold several copies of ONNX Runtime, each with its own table, and shape
 // inference gets nothing but the op.
 struct Op : OrtCustomOp {
@@ -24,9 +27,9 @@ struct Op : OrtCustomOp {
 OrtStatus* ORT_API_CALL CreateCpuKernel(const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* info,
                                         void** kernel) {
   *kernel = nullptr;
-  std::string where = "com.deepspeed.QKVGemm";
-  if (OrtStatus* status = Guard(*api, where, [&] { where = WhereOf(*api, info); })) return status;
-  return Guard(*api, where, [&] { *kernel = new CpuKernel(*api, info); });
+  std::string where;
+  if (OrtStatus* status = Guard(*api, kOpName, [&] { where = WhereOf(*api, info); })) return status;
+  return Guard(*api, where.c_str(), [&] { *kernel = new CpuKernel(*api, info); });
 }
 
 OrtStatus* ORT_API_CALL ComputeCpu(void* kernel, OrtKernelContext* context) {
@@ -78,23 +81,37 @@ constexpr void (*kTable[])(Op&) = {
     DescribeCpu,
 };
 
-// The ops for one runtime. Never released: ONNX Runtime keeps pointers to them for as long as any session
-// lives.
-const std::vector<std::unique_ptr<Op>>& OpsOf(const OrtApi* api) {
+// What one runtime is given. Never released: ONNX Runtime keeps pointers to the domain and its ops for as
+// long as any session lives.
+struct Registration {
+  std::vector<std::unique_ptr<Op>> ops;
+  OrtCustomOpDomain* domain = nullptr;
+};
+
+// The domain for one runtime, made once and shared by its sessions, which only read it.
+OrtCustomOpDomain* DomainOf(const OrtApi* api) {
   static auto* const mutex = new std::mutex;
-  static auto* const all = new std::map<const OrtApi*, std::vector<std::unique_ptr<Op>>>;
+  static auto* const all = new std::map<const OrtApi*, Registration>;
   const std::lock_guard lock(*mutex);
-  auto& ops = (*all)[api];
-  if (ops.empty()) {
-    for (const auto describe : kTable) {
-      auto op = std::make_unique<Op>();
-      op->version = kApiVersion;
-      op->api = api;
-      describe(*op);
-      ops.push_back(std::move(op));
+  Registration& known = (*all)[api];
+  if (known.domain != nullptr) return known.domain;
+  Registration made;
+  for (const auto describe : kTable) {
+    auto op = std::make_unique<Op>();
+    op->version = kApiVersion;
+    op->api = api;
+    describe(*op);
+    made.ops.push_back(std::move(op));
+  }
+  ThrowIfError(api->CreateCustomOpDomain("com.deepspeed", &made.domain));
+  for (const auto& op : made.ops) {
+    if (OrtStatus* status = api->CustomOpDomain_Add(made.domain, op.get())) {
+      api->ReleaseCustomOpDomain(made.domain);
+      throw StatusError{status};
     }
   }
-  return ops;
+  known = std::move(made);
+  return known.domain;
 }
 
 }  // namespace
@@ -105,15 +122,11 @@ RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
   using namespace qkvgemm;
   const OrtApi* api = base->GetApi(kApiVersion);
   if (api == nullptr) {
-    const std::string message = "com.deepspeed.QKVGemm needs ONNX Runtime 1." + std::to_string(kApiVersion) +
-                                " or newer, this is " + base->GetVersionString();
-    return base->GetApi(1)->CreateStatus(ORT_NOT_IMPLEMENTED, message.c_str());
+    const OrtApi& oldest = *base->GetApi(1);
+    return Guard(oldest, kOpName, [&] {
+      throw ContractError{"needs ONNX Runtime 1." + std::to_string(kApiVersion) + " or newer, this is " +
+                          base->GetVersionString()};
+    });
   }
-  return Guard(*api, "com.deepspeed.QKVGemm", [&] {
-    // The options keep a pointer to the domain, and sessions keep the options' list: it is left to live on.
-    OrtCustomOpDomain* domain = nullptr;
-    ThrowIfError(api->CreateCustomOpDomain("com.deepspeed", &domain));
-    for (const auto& op : OpsOf(api)) ThrowIfError(api->CustomOpDomain_Add(domain, op.get()));
-    ThrowIfError(api->AddCustomOpDomain(options, domain));
-  });
+  return Guard(*api, kOpName, [&] { ThrowIfError(api->AddCustomOpDomain(options, DomainOf(api))); });
 }

@@ -64,6 +64,7 @@ OrtStatus* InferShapes(const OrtApi& api, OrtShapeInferContext* context) noexcep
     // together only, and ONNX Runtime folds a wrong shape into what is computed from it: say neither. The
     // types are then those that the model states for the outputs, as the rewriter does.
     if (input.dims.empty()) return;
+    CheckInputType(input.type);  // else ONNX Runtime complains of the outputs, which take the type over
     int64_t n = -1, k = -1;
     std::string n_name;
     const std::string k_name = names.back();

@@ -90,7 +90,7 @@ void* AllocatePacked(size_t bytes) {
   const size_t alignment = bytes >= 2 * kHugePage ? kHugePage : 64;
   const size_t size = (std::max<size_t>(bytes, 1) + alignment - 1) / alignment * alignment;
   void* memory = std::aligned_alloc(alignment, size);
-#if defined(__linux__)
+#if defined(MADV_HUGEPAGE)
   if (memory != nullptr && alignment == kHugePage)
     madvise(memory, size, MADV_HUGEPAGE);  // a wish; refusal is fine
 #endif
@@ -102,7 +102,8 @@ size_t PackedBytes(const Problem& problem, Isa isa) { return PackedLayout(proble
 void Pack(const Problem& problem, const Operands& operands, Isa isa, const ThreadPool& pool, void* packed) {
   const PackedLayout layout(problem, isa);
   char* base = static_cast<char*>(packed);
-  ParallelFor(pool, layout.panels, [&](int64_t panel) {
+  // Without rows there is nothing to pack, and the pointers may be null.
+  ParallelFor(pool, problem.k == 0 ? 0 : layout.panels, [&](int64_t panel) {
     void* target = base + layout.panel_bytes * static_cast<size_t>(panel);
     switch (SizeOf(problem.tw)) {
       case 4:

@@ -62,6 +62,7 @@ const float* AsFloat(const Kernels& kernels, const void* vector, DType type, int
 // Normalises rows [begin, begin + count) of the input into one tile [k][count], and into the `norm` output.
 void NormalizeTile(const Problem& p, const Operands& o, const Kernels& kernels, const RowNorm& norm,
                    int64_t begin, int64_t count, float* line, float* tile) {
+  if (p.k == 0) return;  // the pointers may be null
   for (int64_t r = 0; r < count; ++r) {
     float* row = count == 1 ? tile : line;
     kernels.to_float(p.t, At(o.input, (begin + r) * p.k, p.t), row, p.k);

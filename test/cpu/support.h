@@ -187,8 +187,14 @@ struct ThreadedPool {
 };
 
 struct Buffer {
-  explicit Buffer(size_t bytes) : storage(bytes + 64) { std::memset(storage.data(), 0xff, storage.size()); }
-  void* Data() { return storage.data() + (64 - reinterpret_cast<uintptr_t>(storage.data()) % 64) % 64; }
+  explicit Buffer(size_t bytes) : empty(bytes == 0), storage(bytes + 64) {
+    std::memset(storage.data(), 0xff, storage.size());
+  }
+  // Null where there is nothing, as ONNX Runtime has it.
+  void* Data() {
+    return empty ? nullptr : storage.data() + (64 - reinterpret_cast<uintptr_t>(storage.data()) % 64) % 64;
+  }
+  bool empty;
   std::vector<char> storage;
 };
 
