@@ -148,9 +148,12 @@ describe('session options', () => {
     const file = path.join(folder, 'copy.so');
     fs.copyFileSync(libraryPath(), file);
     const options = withQkvGemm(quiet, { library: file });
-    await runs(options);
     fs.renameSync(file, path.join(folder, 'moved.so'));
     expect(await createFailure(options)).to.contain(file);
+    fs.renameSync(path.join(folder, 'moved.so'), file);
+    await runs(options);
+    fs.rmSync(file);
+    await runs(options); // loaded by now, and for good
   });
 });
 
