@@ -152,7 +152,9 @@ void Normalize(const RowNorm& norm, const float* x, float* out, int64_t k) {
                              },
                              [mean](float f) { return (f - mean) * (f - mean); }) /
                          count;
-    rstd = ReciprocalDeviation(std::max(0.0f, square - residual * residual), norm.epsilon);
+    const float variance = square - residual * residual;
+    // Not std::max: it would turn the NaN of overflowing squares into 0, and the row into numbers.
+    rstd = ReciprocalDeviation(variance < 0.0f ? 0.0f : variance, norm.epsilon);
     // (x - mean - residual) * rstd, without rounding mean + residual back to one float.
     const Vec r = Vec::Set(rstd), shift = Vec::Set(-residual * rstd);
     const float tail_shift = -residual * rstd;

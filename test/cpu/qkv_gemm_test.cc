@@ -217,6 +217,29 @@ void TestZeroRows(Isa isa, std::mt19937& random) {
     }
 }
 
+// Values whose squares overflow float32: what is normalised has no element beyond sqrt(K), or is no number.
+void TestOverflow(Isa isa, std::mt19937& random) {
+  for (double magnitude : {1e20, 1e25, 1e30, 1e34, 1e37, 3e38})
+    for (int norm = 0; norm < 2; ++norm) {
+      Case c;
+      c.p.m = 2, c.p.k = 300, c.p.n = 8;
+      c.p.norm = static_cast<NormType>(norm);
+      c.gamma = c.beta = false, c.emit_norm = true;
+      c.splits = {8};
+      c.Fill(random);
+      std::uniform_real_distribution<double> uniform(-1.0, 1.0);
+      for (int64_t i = 0; i < 2 * 300; ++i) c.x.Set(i, magnitude * uniform(random));
+      Buffer scratch(ScratchBytes(c.p, isa, 1, false));
+      ThreadedPool pool(1);
+      Run(c.p, c.GetOperands(), nullptr, isa, pool.pool, scratch.Data());
+      ++cases;
+      for (int64_t i = 0; i < 2 * 300; ++i, ++elements)
+        if (std::fabs(c.norm.Get(i)) > std::sqrt(300.0))
+          Fail(std::string(IsaName(isa)) + " overflow at " + std::to_string(magnitude) + ": norm[" +
+               std::to_string(i) + "] = " + std::to_string(c.norm.Get(i)));
+    }
+}
+
 void TestLargeBlocks(Isa isa, std::mt19937& random) {
   Case c;  // more rows than one pass takes
   c.p.m = kMaxRowBlock + 3, c.p.k = 24, c.p.n = 40;
@@ -288,6 +311,7 @@ int main(int argc, char** argv) {
     TestTypes(isa, random);
     TestInt8(isa, random);
     TestZeroRows(isa, random);
+    TestOverflow(isa, random);
     TestLargeBlocks(isa, random);
     std::printf("%s: %lld cases, %lld elements so far, %d failures\n", IsaName(isa),
                 static_cast<long long>(cases), static_cast<long long>(elements), failures);
