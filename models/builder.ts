@@ -1,7 +1,7 @@
 /** Builds small ONNX models as bytes, for the tests, the benchmarks and the demo. */
 import { encodeAttribute, encodeNode, encodeTensorAttribute, type AttributeValue } from '../ts/onnx/node.js';
 import { DataType, encodeTensor } from '../ts/onnx/tensor.js';
-import { concat, MessageWriter } from '../ts/onnx/wire.js';
+import { MessageWriter } from '../ts/onnx/wire.js';
 import { fromFloat32 } from '../ts/rewrite/weights/convert.js';
 
 export interface Value {
@@ -37,7 +37,8 @@ export const OPSET = 17;
  */
 export class ModelBuilder {
   private readonly nodes: Uint8Array[] = [];
-  private readonly initialisers: Uint8Array[] = [];
+  /** Each in parts, so that large ones are not copied before the model is put together. */
+  private readonly initialisers: Uint8Array[][] = [];
   private readonly inputs: Value[] = [];
   private readonly outputs: Value[] = [];
   private readonly valueInfos: Value[] = [];
@@ -99,7 +100,7 @@ export class ModelBuilder {
     values: ArrayLike<number>,
     type: number = DataType.float,
   ): string {
-    const value = encodeTensorAttribute('value', type, dims, fromFloat32(Float32Array.from(values), type));
+    const value = encodeTensorAttribute('value', type, dims, fromFloat32(new Float32Array(values), type));
     return this.rawNode(
       encodeNode({
         opType: 'Constant',
@@ -114,7 +115,7 @@ export class ModelBuilder {
 
   /** Adds an initialiser from its bytes, little-endian. */
   tensor(name: string, type: number, dims: readonly number[], data: Uint8Array): string {
-    this.initialisers.push(concat(encodeTensor(name, type, dims, data)));
+    this.initialisers.push(encodeTensor(name, type, dims, data));
     return name;
   }
 
@@ -125,7 +126,7 @@ export class ModelBuilder {
     values: ArrayLike<number>,
     type: number = DataType.float,
   ): string {
-    return this.tensor(name, type, dims, fromFloat32(Float32Array.from(values), type));
+    return this.tensor(name, type, dims, fromFloat32(new Float32Array(values), type));
   }
 
   /** Adds an int64 initialiser. */
@@ -136,7 +137,7 @@ export class ModelBuilder {
 
   /** Adds a float32 initialiser whose data lie in an external file. */
   external(name: string, dims: readonly number[], place: ExternalPlace): string {
-    this.initialisers.push(externalTensor(name, dims, place));
+    this.initialisers.push([externalTensor(name, dims, place)]);
     return name;
   }
 
@@ -146,7 +147,7 @@ export class ModelBuilder {
   }
 
   /** GraphProto: node 1, name 2, initializer 5, input 11, output 12, value_info 13. A subgraph is built as a graph. */
-  graph(): Uint8Array {
+  graph(): Uint8Array[] {
     const graph = new MessageWriter();
     for (const node of this.nodes) graph.bytes(1, node);
     graph.string(2, 'graph');
@@ -154,7 +155,7 @@ export class ModelBuilder {
     for (const value of this.inputs) graph.bytes(11, valueInfo(value));
     for (const value of this.outputs) graph.bytes(12, valueInfo(value));
     for (const value of this.valueInfos) graph.bytes(13, valueInfo(value));
-    return graph.finish();
+    return graph.parts();
   }
 
   /** ModelProto: ir_version 1, graph 7, opset_import 8, functions 25. */

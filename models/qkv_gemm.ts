@@ -88,6 +88,11 @@ const product = (dims: readonly number[]): number => dims.reduce((result, dim) =
 export const depthOf = (spec: QkvGemmSpec): number => spec.dims.at(-1) ?? 1;
 export const splitsOf = (spec: QkvGemmSpec): readonly number[] => spec.splits ?? [spec.n];
 
+/** Values as an element type stores them: float, float16 or bfloat16. */
+export function roundTo(values: Float32Array<ArrayBuffer>, type: number): Float32Array<ArrayBuffer> {
+  return toFloat32(fromFloat32(values, type), type);
+}
+
 /** Random operands, the same for the same seed, rounded to their element types. */
 export function randomOperands(spec: QkvGemmSpec, seed = 1): Operands {
   const k = depthOf(spec);
@@ -99,7 +104,7 @@ export function randomOperands(spec: QkvGemmSpec, seed = 1): Operands {
     salt: number,
   ): Operand => {
     const values = uniform(product(dims), limit, seed * 16 + salt, centre);
-    return { type, dims, values: toFloat32(fromFloat32(values, type), type) };
+    return { type, dims, values: roundTo(values, type) };
   };
   const integers = (dims: readonly number[], limit: number, salt: number): Operand => ({
     type: DataType.int8,
@@ -127,13 +132,13 @@ export function randomOperands(spec: QkvGemmSpec, seed = 1): Operands {
 function encode({ type, values }: Operand): Uint8Array<ArrayBuffer> {
   switch (type) {
     case DataType.int8:
-      return new Uint8Array(Int8Array.from(values).buffer);
+      return new Uint8Array(new Int8Array(values).buffer);
     case DataType.uint8:
-      return Uint8Array.from(values);
+      return new Uint8Array(values);
     case DataType.int32:
-      return new Uint8Array(Int32Array.from(values).buffer);
+      return new Uint8Array(new Int32Array(values).buffer);
     case DataType.double:
-      return new Uint8Array(Float64Array.from(values).buffer);
+      return new Uint8Array(new Float64Array(values).buffer);
     default:
       return fromFloat32(values, type);
   }

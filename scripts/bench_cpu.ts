@@ -6,7 +6,7 @@
  * Prints a markdown table; every result is checked before it is timed, and a wrong one ends the run with exit code 1.
  */
 import { parseArgs } from 'node:util';
-import type { BlockShape } from './bench/block.js';
+import type { BlockShape } from '../models/qkv_block.js';
 import { Comparison, TOLERANCE, type Measured } from './bench/compare.js';
 import { lastLevelCache, machineLine } from './bench/machine.js';
 import { duration } from './bench/timing.js';
@@ -61,7 +61,7 @@ async function bench(
   const overhead = await comparison.callOverhead();
   await comparison.release();
   console.log(`\n### ${shape.name}, LayerNorm, bias, ${threads} threads\n`);
-  const bytes = comparison.block.weight.byteLength;
+  const bytes = comparison.block.operands.weight.values.byteLength;
   const cache = lastLevelCache();
   const fits = (size: number): string =>
     `${(size / 1e6).toFixed(0)} MB${cache === undefined ? '' : size <= cache ? ' (fits L3)' : ' (does not fit L3)'}`;

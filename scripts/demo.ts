@@ -11,10 +11,10 @@ import Table from 'cli-table3';
 import * as ort from 'onnxruntime-node';
 import { describe } from '../ts/cli/fuse.js';
 import { fuse, withQkvGemm } from '../ts/index.js';
-import type { BlockShape } from './bench/block.js';
+import type { BlockShape } from '../models/qkv_block.js';
 import { Comparison, type Measured } from './bench/compare.js';
 import { machineLine } from './bench/machine.js';
-import { relativeDifference } from './bench/reference.js';
+import { relativeDifference } from './bench/difference.js';
 import { duration, interleaved } from './bench/timing.js';
 import { decode, lineTensor, readClasses, recogniserModel } from './demo/recogniser.js';
 

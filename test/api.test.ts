@@ -1,13 +1,12 @@
 import { expect } from 'chai';
 import fs from 'node:fs';
 import path from 'node:path';
-import * as ort from 'onnxruntime-node';
+import { attentionModel, externalBytes } from '../models/attention.js';
+import { worstDifference } from '../scripts/bench/difference.js';
 import { fuse, fuseFile, QkvGemmError, withQkvGemm, type FuseOptions } from '../ts/index.js';
-import { attentionModel, externalBytes, K, values, writeAttentionModel } from './support/attention.js';
+import { attentionInput, writeAttentionModel } from './support/attention.js';
 import { filesIn, testFolder } from './support/command.js';
-import { quiet, runModel, worstDifference } from './support/run.js';
-
-const input = (): ort.Tensor => new ort.Tensor('float32', values(2 * 5 * K, 7), [2, 5, K]);
+import { quiet, runModel } from './support/run.js';
 
 async function failure(promise: Promise<unknown>): Promise<QkvGemmError> {
   const error = await promise.then(
@@ -28,8 +27,8 @@ describe('fuse', () => {
     expect(fromPath).to.deep.equal(fromBytes);
     expect(fromBytes.report.fused).to.have.length(1);
     expect(bytes).to.deep.equal(attentionModel());
-    const reference = await runModel(bytes, [input()]);
-    const fused = await runModel(fromBytes.model, [input()], withQkvGemm(quiet));
+    const reference = await runModel(bytes, [attentionInput()]);
+    const fused = await runModel(fromBytes.model, [attentionInput()], withQkvGemm(quiet));
     expect(worstDifference(reference, fused)).to.be.below(1e-5);
   });
 

@@ -1,14 +1,9 @@
 import { expect } from 'chai';
 import fs from 'node:fs';
 import path from 'node:path';
+import { attentionModel, externalBytes, type AttentionOptions } from '../models/attention.js';
 import { encodeNode } from '../ts/onnx/node.js';
-import { runFile } from './support/run_file.js';
-import {
-  attentionModel,
-  externalBytes,
-  writeAttentionModel,
-  type AttentionOptions,
-} from './support/attention.js';
+import { fileDifference, writeAttentionModel } from './support/attention.js';
 import { filesIn, qkvgemm, testFolder } from './support/command.js';
 
 describe('qkvgemm fuse: files that are not as needed', () => {
@@ -143,7 +138,7 @@ describe('qkvgemm fuse: files that are not as needed', () => {
       const model = writeAttentionModel(folder(), { location: 'weights.bin' });
       expect(qkvgemm(['fuse', model]).code).to.equal(0);
       expect(filesIn(folder())).to.deep.equal(['model.fused.onnx', 'model.onnx', 'weights.bin']);
-      expect(await runFile(at('model.fused.onnx'), model)).to.be.below(1e-5);
+      expect(await fileDifference(at('model.fused.onnx'), model)).to.be.below(1e-5);
     });
 
     it('is copied beside an output in another folder where it is still needed, and the result runs', async () => {
@@ -155,7 +150,7 @@ describe('qkvgemm fuse: files that are not as needed', () => {
       expect(code).to.equal(0);
       expect(filesIn(at('out'))).to.deep.equal(['data/weights.bin', 'm.onnx']);
       expect(fs.readFileSync(at('out', 'data', 'weights.bin'))).to.deep.equal(Buffer.from(externalBytes()));
-      expect(await runFile(at('out', 'm.onnx'), model)).to.be.below(1e-5);
+      expect(await fileDifference(at('out', 'm.onnx'), model)).to.be.below(1e-5);
     });
 
     it('of another model in the output folder is not replaced without --overwrite', () => {

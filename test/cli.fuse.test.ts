@@ -1,24 +1,24 @@
 import { expect } from 'chai';
 import fs from 'node:fs';
 import path from 'node:path';
-import * as ort from 'onnxruntime-node';
+import { attentionModel } from '../models/attention.js';
+import { worstDifference } from '../scripts/bench/difference.js';
 import { Model } from '../ts/onnx/model.js';
 import type { FuseReport } from '../ts/rewrite/report.js';
 import { withQkvGemm } from '../ts/session/index.js';
-import { attentionModel, K, values, writeAttentionModel } from './support/attention.js';
+import { attentionInput, writeAttentionModel } from './support/attention.js';
 import { filesIn, qkvgemm, testFolder } from './support/command.js';
 import { corpusFolder, corpusModels } from './support/corpus.js';
-import { quiet, runModel, worstDifference } from './support/run.js';
+import { quiet, runModel } from './support/run.js';
 
-const input = (): ort.Tensor => new ort.Tensor('float32', values(2 * 5 * K, 7), [2, 5, K]);
 const bytesOf = (file: string): Uint8Array => new Uint8Array(fs.readFileSync(file));
 
 /** Largest difference to the original, with and without the library. */
 async function differences(original: Uint8Array, fused: Uint8Array): Promise<[number, number]> {
-  const reference = await runModel(original, [input()]);
+  const reference = await runModel(original, [attentionInput()]);
   return [
-    worstDifference(reference, await runModel(fused, [input()], withQkvGemm(quiet))),
-    worstDifference(reference, await runModel(fused, [input()])),
+    worstDifference(reference, await runModel(fused, [attentionInput()], withQkvGemm(quiet))),
+    worstDifference(reference, await runModel(fused, [attentionInput()])),
   ];
 }
 
@@ -96,10 +96,10 @@ describe('qkvgemm fuse', () => {
     const out = path.join(folder(), 'out.onnx');
     expect(qkvgemm(['fuse', model, out, '--no-fallback']).code).to.equal(0);
     expect(new Model(bytesOf(out)).functions).to.deep.equal([]);
-    const reference = await runModel(bytesOf(model), [input()]);
-    const fused = await runModel(bytesOf(out), [input()], withQkvGemm(quiet));
+    const reference = await runModel(bytesOf(model), [attentionInput()]);
+    const fused = await runModel(bytesOf(out), [attentionInput()], withQkvGemm(quiet));
     expect(worstDifference(reference, fused)).to.be.below(1e-5);
-    const error = await runModel(bytesOf(out), [input()]).catch((e: Error) => e);
+    const error = await runModel(bytesOf(out), [attentionInput()]).catch((e: Error) => e);
     expect(error).to.be.an('error').with.property('message').that.contains('com.deepspeed');
   });
 

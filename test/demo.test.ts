@@ -3,15 +3,18 @@ import fs from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { expect } from 'chai';
 import * as ort from 'onnxruntime-node';
-import { makeBlock, type BlockShape } from '../scripts/bench/block.js';
+import { makeBlock, type Block, type BlockShape } from '../models/qkv_block.js';
+import type { Operand } from '../models/qkv_gemm.js';
 import { Comparison, TOLERANCE } from '../scripts/bench/compare.js';
-import { pick, reference, relativeDifference, sampleOf } from '../scripts/bench/reference.js';
+import { pick, sampledOperands, sampledReference, sampleOf } from '../scripts/bench/sample.js';
 import { summary } from '../scripts/bench/timing.js';
 import { planes, resize } from '../scripts/demo/picture.js';
 import { decode, lineTensor, readClasses, recogniserModel } from '../scripts/demo/recogniser.js';
+import { relativeDifference, worstDifference } from '../scripts/bench/difference.js';
 import { fuse } from '../ts/index.js';
+import { DataType } from '../ts/onnx/tensor.js';
 import { withQkvGemm } from '../ts/session/index.js';
-import { quiet, runModel, worstDifference } from './support/run.js';
+import { quiet, runModel } from './support/run.js';
 
 const picture = fileURLToPath(new URL('../models/fixtures/text_line.png', import.meta.url));
 
@@ -97,24 +100,31 @@ describe('timing of blocks', () => {
   }
 
   it('computes the reference as written by hand', () => {
-    const block = makeBlock(shapes[0] as BlockShape);
-    const tiny = {
-      ...block,
+    const vector = (...values: number[]): Operand => ({
+      type: DataType.float,
+      dims: [values.length],
+      values: Float32Array.from(values),
+    });
+    const block: Block = {
+      ...makeBlock(shapes[0] as BlockShape),
       k: 2,
-      n: 3,
-      splits: [1, 1, 1] as [number, number, number],
-      gamma: Float32Array.of(1, 2),
-      beta: Float32Array.of(0, 1),
-      weight: Float32Array.of(1, 0, 2, 0, 1, 1),
-      biases: Float32Array.of(0, 0, 10),
+      n: 4,
+      splits: [1, 2, 1],
+      operands: {
+        weight: { ...vector(1, 0, 5, 2, 0, 1, 6, 1), dims: [2, 4] },
+        gamma: vector(1, 2),
+        beta: vector(0, 1),
+        bias: vector(0, 0, 7, 10),
+      },
     };
-    // x = [1, 3]: mean 2, variance 1, so that the normalised row is [-f, 2 f + 1].
-    const f = 1 / Math.sqrt(1 + 1e-5);
-    const sample = { rows: [0], columns: [0, 1, 2] };
-    const values = reference(tiny, Float32Array.of(1, 3), sample, (i) => tiny.weight[i] as number);
-    expect([...values]).to.deep.equal([-f, 2 * f + 1, 10 - 2 * f + (2 * f + 1)]);
-    const outputs = [Float32Array.of(7), Float32Array.of(8), Float32Array.of(9)];
-    expect([...pick(tiny, outputs, sample)]).to.deep.equal([7, 8, 9]);
+    // x = [1, 3]: mean 2, variance 1, so that the normalised row is [-f, 2 f + 1]. The third column is not asked for.
+    const f = 1 / Math.sqrt(1 + Math.fround(1e-5));
+    const sample = { rows: [1], columns: [0, 1, 3] };
+    const operands = sampledOperands(block, block.operands, sample);
+    const values = sampledReference(block, operands, Float32Array.of(8, 9, 1, 3), sample);
+    expect([...values]).to.deep.equal([-f, 2 * f + 1, -2 * f + (2 * f + 1) + 10]);
+    const outputs = [Float32Array.of(0, 7), Float32Array.of(0, 0, 8, 0), Float32Array.of(0, 9)];
+    expect([...pick(block, outputs, sample)]).to.deep.equal([7, 8, 9]);
   });
 
   it('samples the edges of rows and outputs', () => {

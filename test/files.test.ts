@@ -1,12 +1,12 @@
 import { expect } from 'chai';
 import fs from 'node:fs';
 import path from 'node:path';
+import { attentionModel, externalBytes } from '../models/attention.js';
 import { QkvGemmError } from '../ts/errors.js';
 import { externalTensors, FolderSource } from '../ts/external_data.js';
 import { checkWritable, writeModelWhole } from '../ts/files.js';
 import { encodeNode } from '../ts/onnx/node.js';
 import { MessageWriter } from '../ts/onnx/wire.js';
-import { attentionModel, externalBytes } from './support/attention.js';
 import { filesIn, testFolder } from './support/command.js';
 
 const parts = [new Uint8Array([1, 2]), new Uint8Array(), new Uint8Array([3])];

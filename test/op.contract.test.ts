@@ -9,7 +9,7 @@ import { withQkvGemm } from '../ts/session/index.js';
 import { SECTIONS } from './support/op_cases.js';
 import type { IsaReport } from './support/op_isa_child.js';
 import { root } from './support/ort_versions.js';
-import { mismatches, reference } from './support/reference.js';
+import { mismatches, reference } from '../models/qkv_gemm_reference.js';
 import { quiet } from './support/run.js';
 import { runOp, runSession } from './support/run_op.js';
 

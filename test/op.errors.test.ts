@@ -20,7 +20,7 @@ import {
   weights,
   type Mistake,
 } from './support/op_mistakes.js';
-import { mismatches, reference } from './support/reference.js';
+import { mismatches, reference } from '../models/qkv_gemm_reference.js';
 import { quiet } from './support/run.js';
 import { runOp, runSession } from './support/run_op.js';
 

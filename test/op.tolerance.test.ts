@@ -7,16 +7,16 @@ import {
   depthOf,
   qkvGemmModel,
   randomOperands,
+  roundTo,
   type InputName,
   type Operand,
   type Operands,
   type QkvGemmSpec,
 } from '../models/qkv_gemm.js';
 import { DataType, dataTypeName } from '../ts/onnx/tensor.js';
-import { fromFloat32, toFloat32 } from '../ts/rewrite/weights/convert.js';
 import { withQkvGemm } from '../ts/session/index.js';
 import { NORMS, T } from './support/op_cases.js';
-import { mismatches, reference, type Expected } from './support/reference.js';
+import { mismatches, reference, type Expected } from '../models/qkv_gemm_reference.js';
 import { quiet } from './support/run.js';
 import { runOp } from './support/run_op.js';
 
@@ -135,7 +135,7 @@ const mistakes: Record<string, Mistake> = {
     const right = reference(spec, operands);
     const { input } = operands;
     if (!input || input.type === float || !right.norm) return undefined;
-    const rounded = toFloat32(fromFloat32(Float32Array.from(right.norm.values), input.type), input.type);
+    const rounded = roundTo(new Float32Array(right.norm.values), input.type);
     const plain: QkvGemmSpec = { ...spec, norm: 'none', emitNorm: false };
     return { ...right, ...reference(plain, { ...operands, input: { ...input, values: rounded } }) };
   },

@@ -1,11 +1,16 @@
 /** Values at which norms and roundings go wrong: zero and constant rows, large means, overflow, what is not a number. */
 import { expect } from 'chai';
-import { qkvGemmModel, randomOperands, type Operands, type QkvGemmSpec } from '../models/qkv_gemm.js';
+import {
+  qkvGemmModel,
+  randomOperands,
+  roundTo,
+  type Operands,
+  type QkvGemmSpec,
+} from '../models/qkv_gemm.js';
 import { DataType, dataTypeName } from '../ts/onnx/tensor.js';
-import { fromFloat32, toFloat32 } from '../ts/rewrite/weights/convert.js';
 import { withQkvGemm } from '../ts/session/index.js';
 import { T } from './support/op_cases.js';
-import { mismatches, reference, type Actual } from './support/reference.js';
+import { mismatches, reference, type Actual } from '../models/qkv_gemm_reference.js';
 import { quiet } from './support/run.js';
 import { runOp } from './support/run_op.js';
 
@@ -23,7 +28,7 @@ function withInput(
   const { input } = operands;
   if (!input) throw new Error('no input');
   const values = input.values.map((random, i) => value(Math.floor(i / K), i % K, random));
-  return { ...operands, input: { ...input, values: toFloat32(fromFloat32(values, input.type), input.type) } };
+  return { ...operands, input: { ...input, values: roundTo(values, input.type) } };
 }
 
 const run = (spec: QkvGemmSpec, operands: Operands): Promise<Record<string, Actual>> =>

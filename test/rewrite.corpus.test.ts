@@ -1,10 +1,11 @@
 import { expect } from 'chai';
+import { worstDifference } from '../scripts/bench/difference.js';
 import { Model } from '../ts/onnx/model.js';
 import { concat, MessageWriter, readFields } from '../ts/onnx/wire.js';
 import { fuseBytes } from '../ts/rewrite/fuse.js';
 import { withQkvGemm } from '../ts/session/index.js';
 import { corpusInputs, corpusModel, corpusModels } from './support/corpus.js';
-import { quiet, runModel, worstDifference } from './support/run.js';
+import { quiet, runModel } from './support/run.js';
 
 /** Fused nodes per model: each has two layers, and OLMo-2 normalises behind its attention. */
 const EXPECTED: [RegExp, number][] = [

@@ -17,7 +17,7 @@ import { DataType, dataTypeName } from '../ts/onnx/tensor.js';
 import { DOMAIN, OLDEST_OPSET, planFunctions, type Variant } from '../ts/rewrite/function_body.js';
 import { withQkvGemm } from '../ts/session/index.js';
 import { NORMS, T, type Cases } from './support/op_cases.js';
-import { mismatches, reference } from './support/reference.js';
+import { mismatches, reference } from '../models/qkv_gemm_reference.js';
 import { quiet } from './support/run.js';
 import { runOp, type Runtime } from './support/run_op.js';
 

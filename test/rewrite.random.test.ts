@@ -1,12 +1,13 @@
 import { expect } from 'chai';
 import * as ort from 'onnxruntime-node';
 import { uniform } from '../models/builder.js';
+import { worstDifference } from '../scripts/bench/difference.js';
 import { Model } from '../ts/onnx/model.js';
 import { fuseBytes } from '../ts/rewrite/fuse.js';
 import { withQkvGemm } from '../ts/session/index.js';
 import { expectSound } from './support/fused.js';
 import { randomModel } from './support/random_model.js';
-import { quiet, runModel, worstDifference } from './support/run.js';
+import { quiet, runModel } from './support/run.js';
 
 const MODELS = 80;
 const DTYPES = ['fp16', 'bf16', 'int8'] as const;

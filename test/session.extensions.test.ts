@@ -6,11 +6,16 @@ import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import * as ort from 'onnxruntime-node';
+import { ModelBuilder } from '../models/builder.js';
+import { addQkvGemm, randomOperands, type QkvGemmSpec } from '../models/qkv_gemm.js';
+import { reference } from '../models/qkv_gemm_reference.js';
+import { relativeDifference } from '../scripts/bench/difference.js';
 import { DataType } from '../ts/onnx/tensor.js';
+import { DOMAIN } from '../ts/rewrite/function_body.js';
 import { libraryPath, withCustomOps, withQkvGemm } from '../ts/session/index.js';
 import { npm, root } from './support/ort_versions.js';
 import { quiet } from './support/run.js';
-import { K, model, N, node, numbers, ROWS, TOLERANCE, worst } from './support/session_models.js';
+import { K, N, ROWS, TOLERANCE } from './support/session_models.js';
 
 const PACKAGE = 'com.github.asus4.onnxruntime-extensions@0.4.9';
 const INTEGRITY =
@@ -39,29 +44,19 @@ function extensionsLibrary(): string {
   }
 }
 
-const wide = numbers(K * N, 21);
+const spec: QkvGemmSpec = { dims: [ROWS, K], n: N, norm: 'none' };
+const operands = randomOperands(spec);
 
-/** y = x · wide by our op, negative and positive parts of it by NegPos, words in capitals by StringUpper. */
+/** y = x W by our op, negative and positive parts of it by NegPos, words in capitals by StringUpper. */
 function mixedModel(): Uint8Array {
-  return model({
-    nodes: [
-      node('QKVGemm', ['x', 'wide'], ['y'], { norm_type: { string: 'none' } }, 'com.deepspeed'),
-      node('NegPos', ['y'], ['negative', 'positive'], {}, 'ai.onnx.contrib'),
-      node('StringUpper', ['words'], ['capitals'], {}, 'ai.onnx.contrib'),
-    ],
-    inputs: [
-      { name: 'x', dims: ['rows', K] },
-      { name: 'words', type: DataType.string, dims: ['words'] },
-    ],
-    outputs: [
-      { name: 'y' },
-      { name: 'negative', dims: ['rows', N] },
-      { name: 'positive', dims: ['rows', N] },
-      { name: 'capitals', type: DataType.string, dims: ['words'] },
-    ],
-    initializers: [{ name: 'wide', dims: [K, N], data: wide }],
-    opsets: { 'com.deepspeed': 1, 'ai.onnx.contrib': 1 },
-  });
+  const model = new ModelBuilder({ [DOMAIN]: 1, 'ai.onnx.contrib': 1 });
+  addQkvGemm(model, spec, operands);
+  model.input('words', ['words'], DataType.string);
+  model.node('NegPos', ['y'], ['negative', 'positive'], { domain: 'ai.onnx.contrib' });
+  model.node('StringUpper', ['words'], ['capitals'], { domain: 'ai.onnx.contrib' });
+  for (const name of ['negative', 'positive']) model.output(name, ['rows', N]);
+  model.output('capitals', ['words'], DataType.string);
+  return model.finish();
 }
 
 describe('a second custom-op library', function () {
@@ -75,13 +70,8 @@ describe('a second custom-op library', function () {
     library = extensionsLibrary();
   });
 
-  const input = numbers(ROWS * K, 22);
-  const wanted = Array.from({ length: ROWS * N }, (_, at) => {
-    const [row, column] = [Math.floor(at / N), at % N];
-    let sum = 0;
-    for (let k = 0; k < K; k++) sum += (input[row * K + k] ?? NaN) * (wide[k * N + column] ?? NaN);
-    return sum;
-  });
+  const wanted = reference(spec, operands).y?.values ?? new Float64Array();
+  const input = operands.input?.values ?? new Float32Array();
 
   async function check(options: ort.InferenceSession.SessionOptions): Promise<void> {
     const session = await ort.InferenceSession.create(mixedModel(), options);
@@ -91,19 +81,18 @@ describe('a second custom-op library', function () {
     });
     await session.release();
     const found = (name: string): Float32Array => results[name]?.data as Float32Array;
-    expect(worst(wanted, found('y'))).to.be.lessThan(TOLERANCE);
-    expect(
-      worst(
-        wanted.map((v) => Math.min(v, 0)),
-        found('negative'),
-      ),
-    ).to.be.lessThan(TOLERANCE);
-    expect(
-      worst(
-        wanted.map((v) => Math.max(v, 0)),
-        found('positive'),
-      ),
-    ).to.be.lessThan(TOLERANCE);
+    const near = (name: string, values: Float64Array): void => {
+      expect(relativeDifference(values, found(name)), name).to.be.lessThan(TOLERANCE);
+    };
+    near('y', wanted);
+    near(
+      'negative',
+      wanted.map((value) => Math.min(value, 0)),
+    );
+    near(
+      'positive',
+      wanted.map((value) => Math.max(value, 0)),
+    );
     expect(results.capitals?.data).to.deep.equal(['QUERY', 'KEY', 'VALUE']);
   }
 

@@ -7,6 +7,7 @@ import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { Worker } from 'node:worker_threads';
 import * as ort from 'onnxruntime-node';
+import { relativeDifference } from '../scripts/bench/difference.js';
 import {
   installSessionHook,
   libraryPath,
@@ -15,7 +16,7 @@ import {
   withQkvGemm,
 } from '../ts/session/index.js';
 import { quiet } from './support/run.js';
-import { expected, fusedModel, K, ROWS, TOLERANCE, worst, x } from './support/session_models.js';
+import { expected, fusedModel, K, ROWS, TOLERANCE, x } from './support/session_models.js';
 
 const bytes = fusedModel();
 const numbersOf = expected();
@@ -32,7 +33,7 @@ async function failure(promise: Promise<unknown>): Promise<string> {
 
 async function check(session: ort.InferenceSession): Promise<void> {
   const { y } = await session.run({ x: new ort.Tensor('float32', x, [ROWS, K]) });
-  expect(worst(numbersOf.y ?? [], y?.data as Float32Array)).to.be.lessThan(TOLERANCE);
+  expect(relativeDifference(numbersOf.y ?? [], y?.data as Float32Array)).to.be.lessThan(TOLERANCE);
 }
 
 async function createAndCheck(model: Uint8Array | string, options = withQkvGemm(quiet)): Promise<void> {
@@ -131,7 +132,8 @@ describe('sessions with the library', () => {
   it('serves worker threads, and the main thread after they have ended', async () => {
     for (let round = 0; round < 2; round++) {
       const results = await Promise.all(Array.from({ length: 4 }, () => runWorker(3)));
-      for (const result of results) expect(worst(numbersOf.y ?? [], result)).to.be.lessThan(TOLERANCE);
+      for (const result of results)
+        expect(relativeDifference(numbersOf.y ?? [], result)).to.be.lessThan(TOLERANCE);
       await createAndCheck(bytes);
     }
     expect(await failure(ort.InferenceSession.create(bytes, quiet))).to.match(/QKVGemm/);
@@ -145,7 +147,8 @@ describe('sessions with the library', () => {
     expect(child.status, `${child.signal ?? ''} ${child.stderr}`).to.equal(0);
     const outputs = JSON.parse(child.stdout) as number[][];
     expect(outputs).to.have.length(14);
-    for (const output of outputs) expect(worst(numbersOf.y ?? [], output)).to.be.lessThan(TOLERANCE);
+    for (const output of outputs)
+      expect(relativeDifference(numbersOf.y ?? [], output)).to.be.lessThan(TOLERANCE);
   });
 });
 

@@ -6,11 +6,12 @@ import os from 'node:os';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import * as ort from 'onnxruntime-node';
+import { relativeDifference } from '../scripts/bench/difference.js';
 import { QkvGemmError } from '../ts/errors.js';
 import { isOlder } from '../ts/session/addon.js';
 import { libraryPath, platformName, withCustomOps, withQkvGemm } from '../ts/session/index.js';
 import { quiet } from './support/run.js';
-import { expected, fusedModel, K, ROWS, TOLERANCE, worst, x } from './support/session_models.js';
+import { expected, fusedModel, K, ROWS, TOLERANCE, x } from './support/session_models.js';
 
 const bytes = fusedModel();
 const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '..');
@@ -40,7 +41,7 @@ async function runs(options: Options): Promise<void> {
   const session = await ort.InferenceSession.create(bytes, options);
   const { y } = await session.run({ x: new ort.Tensor('float32', x, [ROWS, K]) });
   await session.release();
-  expect(worst(expected().y ?? [], y?.data as Float32Array)).to.be.lessThan(TOLERANCE);
+  expect(relativeDifference(expected().y ?? [], y?.data as Float32Array)).to.be.lessThan(TOLERANCE);
 }
 
 function libraries(options: Options): unknown {

@@ -1,19 +1,23 @@
 /** The stock graph of a block against the fused node with each weight type: verified, then timed. */
 import * as ort from 'onnxruntime-node';
 import { withQkvGemm } from '../../ts/session/index.js';
+import { uniform } from '../../models/builder.js';
 import {
   emptyModel,
   fusedModel,
   makeBlock,
   OUTPUTS,
   stockModel,
-  uniform,
+  storedOperands,
+  weightBytes,
   weightTypes,
   type Block,
   type BlockShape,
   type BlockWeightType,
-} from './block.js';
-import { pick, reference, relativeDifference, sampleOf } from './reference.js';
+} from '../../models/qkv_block.js';
+import type { Operands } from '../../models/qkv_gemm.js';
+import { relativeDifference } from './difference.js';
+import { pick, sampledOperands, sampledReference, sampleOf } from './sample.js';
 import { interleaved, type Timing, type TimingOptions } from './timing.js';
 
 /**
@@ -27,7 +31,8 @@ export interface Contender {
   session: ort.InferenceSession;
   /** Bytes of weights that a call reads. */
   weightBytes: number;
-  stored: (i: number) => number;
+  /** Of the columns that are checked, the weight as stored. */
+  sampled: Operands;
 }
 
 export interface Measured {
@@ -56,16 +61,16 @@ export class Comparison {
   ): Promise<Comparison> {
     const block = makeBlock(shape);
     const contenders: Contender[] = [];
-    contenders.push({
-      name: 'stock',
-      session: await ort.InferenceSession.create(stockModel(block), options),
-      weightBytes: block.weight.byteLength,
-      stored: (i) => block.weight[i] ?? NaN,
-    });
+    const add = (name: Contender['name'], session: ort.InferenceSession, operands: Operands): void => {
+      const sampled = sampledOperands(block, operands, sampleOf(block, 1));
+      contenders.push({ name, session, weightBytes: weightBytes(operands), sampled });
+    };
+    const stock = await ort.InferenceSession.create(stockModel(block), options);
+    add('stock', stock, block.operands);
     for (const name of weightTypes) {
-      const { model, weightBytes, stored } = fusedModel(block, name);
-      const session = await ort.InferenceSession.create(model, withQkvGemm(options));
-      contenders.push({ name, session, weightBytes, stored });
+      const operands = storedOperands(block, name);
+      const session = await ort.InferenceSession.create(fusedModel(block, operands), withQkvGemm(options));
+      add(name, session, operands);
     }
     return new Comparison(block, contenders, await ort.InferenceSession.create(emptyModel(shape), options));
   }
@@ -80,11 +85,11 @@ export class Comparison {
     const sample = sampleOf(this.block, m);
     const checks: { fromReference: number; fromStock: number }[] = [];
     let stock: Float32Array[] = [];
-    for (const { name, session, stored } of this.contenders) {
+    for (const { name, session, sampled } of this.contenders) {
       const results = await session.run(feeds);
       const outputs = OUTPUTS.map((output) => results[output]?.data as Float32Array);
       if (name === 'stock') stock = outputs;
-      const expected = reference(this.block, x, sample, stored);
+      const expected = sampledReference(this.block, sampled, x, sample);
       const fromReference = relativeDifference(expected, pick(this.block, outputs, sample));
       if (!(fromReference <= TOLERANCE)) {
         throw new Error(

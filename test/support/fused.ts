@@ -1,6 +1,7 @@
 /** Checks of a rewrite: that the result is a sound model, what stands in it, and that three runs agree. */
 import { expect } from 'chai';
 import type * as ort from 'onnxruntime-node';
+import { worstDifference } from '../../scripts/bench/difference.js';
 import { Model } from '../../ts/onnx/model.js';
 import type { Node } from '../../ts/onnx/node.js';
 import type { DataSource } from '../../ts/onnx/tensor.js';
@@ -9,7 +10,7 @@ import type { FuseOptions } from '../../ts/rewrite/options.js';
 import type { FuseReport } from '../../ts/rewrite/report.js';
 import { withQkvGemm } from '../../ts/session/index.js';
 import { xTensor } from './layers.js';
-import { quiet, runModel, worstDifference } from './run.js';
+import { quiet, runModel } from './run.js';
 
 export interface Check {
   /** Fused nodes that are expected (default 1). */

@@ -3,7 +3,7 @@ import { qkvGemmModel, randomOperands } from '../../models/qkv_gemm.js';
 import { instructionSet } from '../../ts/session/addon.js';
 import { withQkvGemm } from '../../ts/session/index.js';
 import { SECTIONS } from './op_cases.js';
-import { mismatches, reference } from './reference.js';
+import { mismatches, reference } from '../../models/qkv_gemm_reference.js';
 import { quiet } from './run.js';
 import { runOp } from './run_op.js';
 

@@ -1,4 +1,4 @@
-/** Running a model and comparing what came out. */
+/** Running a model. */
 import * as ort from 'onnxruntime-node';
 import { DataType } from '../../ts/onnx/tensor.js';
 import { toFloat32 } from '../../ts/rewrite/weights/convert.js';
@@ -30,24 +30,4 @@ export function floats(tensor: ort.Tensor): Float32Array {
     return toFloat32(new Uint8Array(bits.buffer, bits.byteOffset, bits.byteLength), DataType.float16);
   }
   return Float32Array.from(tensor.data as ArrayLike<number>, Number);
-}
-
-/** Largest difference over the largest magnitude of `expected`; Infinity where anything is not a number. */
-export function difference(expected: Float32Array, actual: Float32Array): number {
-  if (expected.length !== actual.length) return Infinity;
-  let largest = 0;
-  let worst = 0;
-  for (let i = 0; i < expected.length; i++) {
-    const e = expected[i] ?? NaN;
-    const d = Math.abs(e - (actual[i] ?? NaN));
-    if (!(d < Infinity)) return Infinity;
-    largest = Math.max(largest, Math.abs(e));
-    worst = Math.max(worst, d);
-  }
-  return largest === 0 ? worst : worst / largest;
-}
-
-export function worstDifference(expected: readonly Float32Array[], actual: readonly Float32Array[]): number {
-  if (expected.length !== actual.length) return Infinity;
-  return Math.max(...expected.map((e, i) => difference(e, actual[i] ?? new Float32Array())));
 }

@@ -2,7 +2,7 @@
 import * as ort from 'onnxruntime-node';
 import type { Feed, QkvGemmModel } from '../../models/qkv_gemm.js';
 import { DataType, dataTypeName } from '../../ts/onnx/tensor.js';
-import type { Actual } from './reference.js';
+import type { Actual } from '../../models/qkv_gemm_reference.js';
 import { floats } from './run.js';
 
 /** onnxruntime-node, or onnxruntime-web, which has the same interface. */

@@ -7,9 +7,10 @@ import fs from 'node:fs';
 import { createRequire } from 'node:module';
 import path from 'node:path';
 import * as ort from 'onnxruntime-node';
+import { relativeDifference } from '../../scripts/bench/difference.js';
 import type { LoadedRuntime } from '../../ts/session/index.js';
 import { findBinary, libraryPath } from '../../ts/session/library.js';
-import { expected, fusedModel, K, ROWS, TOLERANCE, worst, x } from './session_models.js';
+import { expected, fusedModel, K, ROWS, TOLERANCE, x } from './session_models.js';
 
 interface Addon {
   install(): LoadedRuntime[];
@@ -36,7 +37,7 @@ async function outcome(model: string | Uint8Array): Promise<string> {
         : await ort.InferenceSession.create(model, options);
     const { y } = await session.run({ x: new ort.Tensor('float32', x, [ROWS, K]) });
     await session.release();
-    return worst(expected().y ?? [], y?.data as Float32Array) < TOLERANCE ? 'right' : 'wrong';
+    return relativeDifference(expected().y ?? [], y?.data as Float32Array) < TOLERANCE ? 'right' : 'wrong';
   } catch (error) {
     const message = error instanceof Error ? error.message : String(error);
     return message.includes('QKVGemm') && !message.includes('exist') ? 'without' : message;

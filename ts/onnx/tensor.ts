@@ -42,6 +42,11 @@ const SIZES: Record<number, number> = {
   16: 2,
 };
 
+/** Bytes of an element; undefined for strings and types that are not read here. */
+export function elementSize(type: number): number | undefined {
+  return SIZES[type];
+}
+
 /** Where a tensor's elements lie, if not in the model file. */
 export interface ExternalData {
   location: string;
@@ -93,7 +98,7 @@ export class Tensor {
    * @throws QkvGemmError `INVALID_MODEL` where their number does not fit the shape; `EXTERNAL_DATA` from the source.
    */
   bytes(source?: DataSource): Uint8Array {
-    const size = SIZES[this.type];
+    const size = elementSize(this.type);
     if (size === undefined) {
       throw new QkvGemmError(
         'UNSUPPORTED_MODEL',

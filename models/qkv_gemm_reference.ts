@@ -1,6 +1,6 @@
 /** The operator's contract (OPERATOR.md) in float64, and for each element how far a right result can be from it. */
-import { DataType } from '../../ts/onnx/tensor.js';
-import { depthOf, outputNames, splitsOf, type Operands, type QkvGemmSpec } from '../../models/qkv_gemm.js';
+import { DataType } from '../ts/onnx/tensor.js';
+import { depthOf, outputNames, splitsOf, type Operands, type QkvGemmSpec } from './qkv_gemm.js';
 
 export interface Expected {
   dims: number[];
