@@ -51,8 +51,8 @@ __device__ __forceinline__ void TmaX(uint32_t dst, const CUtensorMap* map, uint3
 }
 __device__ __forceinline__ void TmaW(uint32_t dst, const CUtensorMap* map, uint32_t bar, int kb, int group) {
   asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%3, "
-      "%3, %4, %5}], [%2], %6;" ::"r"(dst),
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%3, "
+      "%4, %5}], [%2], %6;" ::"r"(dst),
       "l"(map), "r"(bar), "r"(0), "r"(kb), "r"(group), "h"(static_cast<uint16_t>(3))
       : "memory");
 }
@@ -279,9 +279,9 @@ int Launch(const void* w, const void* x, const Params& p0, float epsilon, int sm
   }
   {
     const cuuint64_t groups = (p.n + 15) / 16, kb = p.kblocks;
-    const cuuint64_t dims[] = {64, 16, kb, groups}, strides[] = {128, 2048, 2048 * kb};
-    const cuuint32_t box[] = {64, 16, 1, kBN / 32}, ones[] = {1, 1, 1, 1};
-    if (GetEncode()(&mw, type, 4, const_cast<void*>(w), dims, strides, box, ones, CU_TENSOR_MAP_INTERLEAVE_NONE,
+    const cuuint64_t dims[] = {256, kb, groups}, strides[] = {2048, 2048 * kb};
+    const cuuint32_t box[] = {256, 1, kBN / 32}, ones[] = {1, 1, 1};
+    if (GetEncode()(&mw, CU_TENSOR_MAP_DATA_TYPE_FLOAT64, 3, const_cast<void*>(w), dims, strides, box, ones, CU_TENSOR_MAP_INTERLEAVE_NONE,
                     CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE))
       return -3;
   }
