@@ -13,7 +13,7 @@
 #include <thread>
 
 #include "ops/cpu/plan.h"
-#include "test/cpu/support.h"
+#include "test/kernels/support.h"
 
 using namespace qkvgemm;
 using namespace qkvgemm::cpu;

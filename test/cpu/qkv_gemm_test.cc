@@ -7,7 +7,8 @@
 #include <string>
 
 #include "ops/cpu/plan.h"
-#include "test/cpu/support.h"
+#include "test/kernels/check.h"
+#include "test/kernels/support.h"
 
 // Counted, for a call must not allocate.
 static std::atomic<int64_t> allocations{0};
@@ -28,18 +29,10 @@ namespace {
 int failures = 0;
 int64_t cases = 0, elements = 0;
 
-double RoundingOf(DType t) { return t == DType::kFloat ? 0x1p-24 : t == DType::kFloat16 ? 0x1p-11 : 0x1p-8; }
-double SmallestOf(DType t) { return t == DType::kFloat16 ? 0x1p-25 : 0x1p-126; }
-
 // Names a case so that a failure can be reproduced.
 std::string Describe(const Case& c, Isa isa, bool packed, int threads) {
-  auto n = [](auto v) { return std::to_string(static_cast<long long>(v)); };
-  return std::string(IsaName(isa)) + " m=" + n(c.p.m) + " k=" + n(c.p.k) + " n=" + n(c.p.n) +
-         " t=" + n(c.p.t) + " tw=" + n(c.p.tw) + " norm=" + n(c.p.norm) + " transposed=" + n(c.p.transposed) +
-         " splits=" + n(c.p.num_splits) + " layout=" + n(c.p.scale_layout) +
-         " zero_point=" + n(c.p.has_zero_point) + " groups=" + n(c.p.scale_groups) +
-         " block=" + n(c.p.scale_block) + " quant=" + n(c.p.activation_quant) +
-         (packed ? " packed" : " unpacked") + " threads=" + n(threads);
+  return std::string(IsaName(isa)) + " " + Describe(c) + (packed ? " packed" : " unpacked") +
+         " threads=" + std::to_string(threads);
 }
 
 void Fail(const std::string& what) {
@@ -51,8 +44,7 @@ std::vector<char> RunAndCheck(Case& c, Isa isa, bool use_packed, int threads) {
   ++cases;
   const std::string name = Describe(c, isa, use_packed, threads);
   ThreadedPool pool(threads);
-  for (Tensor& t : c.y) t.Poison();
-  c.norm.Poison();
+  c.Poison();
   const Operands o = c.GetOperands();
   Buffer packed(PackedBytes(c.p, isa)), scratch(ScratchBytes(c.p, isa, threads, use_packed));
   if (use_packed) Pack(c.p, o, isa, pool.pool, packed.Data());
@@ -61,63 +53,8 @@ std::vector<char> RunAndCheck(Case& c, Isa isa, bool use_packed, int threads) {
   if (threads == 1 && allocations != before)  // else the pool's threads may count
     Fail(name + ": allocated " + std::to_string(allocations - before) + " times");
 
-  // Bound per element, with u = 2^-24: the statistics and the row's scaling cost a few u relative to the
-  // row's largest value before the mean is removed; a dot product of K terms in any order costs at most K u
-  // times the sum of magnitudes; in practice errors add like a random walk, hence the root, with a factor
-  // that fresh inputs stay under.
-  const double u = 0x1p-24;
-  const double terms = 4.0 * std::sqrt(static_cast<double>(c.p.k)) + 16.0;
-  for (int64_t r = 0; r < c.p.m; ++r) {
-    std::vector<double> row = c.NormRow(r);
-    double largest = 0;
-    for (double v : row) largest = std::max(largest, std::fabs(v));
-    // Error of one normalised element: a few roundings of the row's statistics and of its own scaling.
-    const double element = c.p.norm == NormType::kNone ? 0 : 16 * u * largest;
-    if (o.norm) {
-      for (int64_t k = 0; k < c.p.k; ++k, ++elements) {
-        const double got = c.norm.Get(r * c.p.k + k);
-        const double bound = element + RoundingOf(c.p.t) * std::fabs(row[k]) + SmallestOf(c.p.t);
-        if (!(std::fabs(got - row[k]) <= bound))
-          Fail(name + " norm[" + std::to_string(r) + "," + std::to_string(k) + "] = " + std::to_string(got) +
-               ", expected " + std::to_string(row[k]) + " +- " + std::to_string(bound));
-      }
-    }
-    double step =
-        0;  // activation_quant: the reference rounds the same way, but a tie may fall to the other side
-    if (c.p.activation_quant && largest > 0) {
-      step = largest / 127.0;
-      for (double& v : row) v = std::nearbyint(v / step) * step;
-    }
-    int64_t column = 0;
-    for (size_t s = 0; s < c.splits.size(); ++s) {
-      for (int64_t j = 0; j < c.splits[s]; ++j, ++column, ++elements) {
-        double sum = 0, magnitude = 0, widest = 0;
-        for (int64_t k = 0; k < c.p.k; ++k) {
-          const double wt = c.Weight(k, column);
-          sum += row[k] * wt;
-          magnitude += std::fabs(row[k] * wt);
-          widest = std::max(widest, std::fabs(wt));
-        }
-        const double bias = o.bias ? c.c.Get(column) : 0;
-        const double expected = sum + bias;
-        double bound = terms * u * (magnitude + std::fabs(bias)) +
-                       element * std::sqrt(static_cast<double>(c.p.k)) * widest +
-                       RoundingOf(c.p.t) * std::fabs(expected) + SmallestOf(c.p.t);
-        if (step > 0) bound += 2 * step * widest;  // two ties in a row of random values are improbable
-        const double got = c.y[s].Get(r * c.splits[s] + j);
-        if (!(std::fabs(got - expected) <= bound))
-          Fail(name + " y" + std::to_string(s) + "[" + std::to_string(r) + "," + std::to_string(j) +
-               "] = " + std::to_string(got) + ", expected " + std::to_string(expected) + " +- " +
-               std::to_string(bound));
-      }
-    }
-  }
-  std::vector<char> bytes;
-  for (size_t s = 0; s < c.y.size(); ++s) {
-    const char* d = c.y[s].Data();
-    bytes.insert(bytes.end(), d, d + c.y[s].Count() * static_cast<int64_t>(SizeOf(c.p.t)));
-  }
-  return bytes;
+  CheckOutputs(c, o.norm != nullptr, 0, name, &elements, Fail);
+  return c.OutputBytes();
 }
 
 void RunAll(Case& c, Isa isa, std::mt19937& random) {
@@ -126,12 +63,6 @@ void RunAll(Case& c, Isa isa, std::mt19937& random) {
   if (RunAndCheck(c, isa, true, 1) != first) Fail(Describe(c, isa, true, 1) + ": a second run differs");
   if (RunAndCheck(c, isa, false, 3) != first)
     Fail(Describe(c, isa, false, 3) + ": unpacked or threaded differs");
-}
-
-std::vector<int64_t> Split(int64_t n, int parts) {
-  if (parts <= 1 || n < parts) return {n};
-  if (parts == 2) return {n / 3, n - n / 3};
-  return {n - 2 * (n / 4) - (n > 8 ? 1 : 0), n / 4, n / 4 + (n > 8 ? 1 : 0)};
 }
 
 void TestShapes(Isa isa, std::mt19937& random) {

@@ -140,6 +140,18 @@ struct Case {
     return o;
   }
 
+  void Poison() {
+    for (Tensor& t : y) t.Poison();
+    norm.Poison();
+  }
+
+  std::vector<char> OutputBytes() {
+    std::vector<char> bytes;
+    for (Tensor& t : y)
+      bytes.insert(bytes.end(), t.Data(), t.Data() + t.Count() * static_cast<int64_t>(SizeOf(p.t)));
+    return bytes;
+  }
+
   double Weight(int64_t k, int64_t n) {
     double q = w.Get(p.transposed ? n * p.k + k : k * p.n + n);
     if (p.tw != DType::kInt8) return q;

@@ -1,0 +1,74 @@
+// Elements of tensors as float, whatever their type.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+#include "ops/problem.h"
+
+namespace qkvgemm::cuda {
+
+// A tensor and its element type, for kernels that are not worth a template for each.
+struct Vector {
+  const void* data;
+  DType type;
+
+  __device__ float At(int64_t i) const {
+    switch (type) {
+      case DType::kFloat:
+        return static_cast<const float*>(data)[i];
+      case DType::kFloat16:
+        return __half2float(static_cast<const __half*>(data)[i]);
+      case DType::kBFloat16:
+        return __bfloat162float(static_cast<const __nv_bfloat16*>(data)[i]);
+      case DType::kInt8:
+        return static_cast<float>(static_cast<const int8_t*>(data)[i]);
+    }
+    return 0;
+  }
+};
+
+__device__ inline void Store(void* data, DType type, int64_t i, float value) {
+  if (type == DType::kFloat16) {
+    static_cast<__half*>(data)[i] = __float2half_rn(value);
+  } else if (type == DType::kBFloat16) {
+    static_cast<__nv_bfloat16*>(data)[i] = __float2bfloat16_rn(value);
+  } else {
+    static_cast<float*>(data)[i] = value;
+  }
+}
+
+// W and what scales it.
+struct Weight {
+  Vector w;
+  Vector scale;             // data null: not int8
+  const int8_t* zero_point;  // null: 0
+  int64_t k, n;
+  bool transposed;
+  int64_t columns_per_scale;  // column n has scale[n / columns_per_scale]; 0: blocks along K
+  int64_t block;              // row k of column n has scale[k / block * n_columns + n]
+
+  __device__ float At(int64_t row, int64_t column) const {
+    const float q = w.At(transposed ? column * k + row : row * n + column);
+    if (scale.data == nullptr) return q;
+    const int64_t i = columns_per_scale ? column / columns_per_scale : row / block * n + column;
+    return (q - (zero_point ? static_cast<float>(zero_point[i]) : 0.0f)) * scale.At(i);
+  }
+};
+
+inline Weight MakeWeight(const Problem& p, const Operands& o) {
+  Weight w{};
+  w.w = {o.weight, p.tw};
+  w.scale = {p.tw == DType::kInt8 ? o.scale : nullptr, p.scale_type};
+  w.zero_point = static_cast<const int8_t*>(o.zero_point);
+  w.k = p.k;
+  w.n = p.n;
+  w.transposed = p.transposed;
+  if (p.scale_layout == ScaleLayout::kColumnGroups && p.scale_groups > 0) w.columns_per_scale = p.n / p.scale_groups;
+  w.block = p.scale_block > 0 ? p.scale_block : 1;
+  return w;
+}
+
+}  // namespace qkvgemm::cuda
