@@ -1,36 +1,69 @@
-// How a problem is computed on a CUDA device: a pure function of the problem and the device, so that it can be printed
-// and tested where there is no GPU.
+// How a problem is computed on a CUDA device: pure functions of the problem and the device, so that a plan can be
+// printed and tested where there is no GPU.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "ops/problem.h"
 
 namespace qkvgemm::cuda {
 
 struct Device {
-  int architecture = 0;     // 10 * major + minor of the compute capability
+  int architecture = 0;  // 10 * major + minor of the compute capability
   int multiprocessors = 0;
 };
 
-enum class Family : uint8_t {
-  kGeneric,  // any problem: normalised rows in float32, then a tiled product without matrix instructions
-  kStream,   // few rows: one pass over packed W at the speed of memory, on mma.sync
+// The form in which a node's weights are kept. It depends on the node alone, not on the number of rows of a call.
+enum class Packing : uint8_t {
+  kNone,            // as they came
+  kHalf,            // T, with gamma and a power of two per column folded in
+  kInt8,            // int8 in the order in which matrix instructions take it from registers, to be widened to T there
+  kInt8Activations  // int8 in the order in which matrix instructions take it from shared memory
 };
 
-// At most so many outputs; more go to the generic family, one launch each.
-constexpr int kMaxInlineSplits = 8;
+enum class Family : uint8_t {
+  kGeneric,  // any problem: rows in float32, then a tiled product without matrix instructions
+  kStream,   // few rows: one pass over W at the speed of memory, on mma.sync (sm_80 and later)
+  kTile,     // any number of rows on mma.sync (sm_75 and later)
+  kHopper,   // any number of rows on TMA and wgmma (sm_90)
+};
+
+// What the product reads.
+enum class Rows : uint8_t {
+  kInput,       // the input itself, beside each row's mean and 1/deviation
+  kPadded,      // a copy of it with rows of a multiple of 8 elements, for inputs that are not 16-byte aligned
+  kNormalised,  // norm(input) in T, padded likewise
+  kQuantised,   // norm(input) in int8, padded to a multiple of 16, with one scale a row
+  kFloat,       // norm(input) in float32 (generic family)
+};
 
 struct Plan {
   Family family = Family::kGeneric;
-  int column_groups = 1;  // kStream: groups of 16 columns that a block computes
+  Rows rows = Rows::kFloat;
+  int tile_rows = 0;     // rows of the input that a block computes at a time; 0: the family has no choice
+  int tile_columns = 0;  // columns of W likewise
+  int depth_splits = 1;  // blocks that share one tile, each with a part of K
+
+  friend bool operator==(const Plan&, const Plan&) = default;
 };
 
-// `x_aligned`: the input is 16-byte aligned. `packable`: the operands that Pack wants are constant, and no `norm` output
-// is asked for.
-Plan MakePlan(const Problem& problem, const Device& device, bool x_aligned, bool packable);
-constexpr bool NeedsPacked(Family family) { return family == Family::kStream; }
+// Outputs that the fast families write themselves; a node with more goes to the generic family.
+constexpr int kMaxSplits = 8;
+
+Packing ChoosePacking(const Problem& problem, const Device& device);
+
+// The plan for problem.m rows where nothing was timed. `aligned`: the input's address is a multiple of 16.
+Plan MakePlan(const Problem& problem, const Device& device, Packing packing, bool aligned);
+
+// All plans worth timing for that problem, the heuristic's own first.
+std::vector<Plan> Candidates(const Problem& problem, const Device& device, Packing packing, bool aligned);
+
+// Whether a plan, wherever it comes from, can compute the problem.
+bool Serves(const Plan& plan, const Problem& problem, const Device& device, Packing packing, bool aligned);
+
 std::string ToString(const Plan& plan);
 
 }  // namespace qkvgemm::cuda

@@ -1,5 +1,6 @@
 // CUDA kernels of QKVGemm: the launch interface. Knows neither ONNX Runtime nor Node. All operands are device pointers;
-// nothing here synchronises or allocates, so that every call may be captured in a CUDA graph.
+// apart from GetDevice nothing here synchronises or allocates, so that every call may be captured in a CUDA graph.
+// Functions may be called from any number of threads at once.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -11,20 +12,21 @@
 
 namespace qkvgemm::cuda {
 
-// The properties of a device that a plan depends on. One query, to be kept by the caller.
+// The properties of a device that plans depend on; also raises the kernels' shared-memory limits there. To be called
+// once for each device before Run, outside of stream capture.
 cudaError_t GetDevice(int ordinal, Device* device);
 
-// Packed weights for the families that want them: W with gamma folded in, and what beta, bias and the row's mean add to
-// a column. Weight, gamma, beta, bias and scale must be constant. 16-byte aligned.
-size_t PackedBytes(const Problem& problem);
-cudaError_t Pack(const Problem& problem, const Operands& operands, void* packed, cudaStream_t stream);
+// Packed weights: W as `packing` says, and what gamma, beta, bias, scale and zero_point add to each column. All of them
+// are read once, here; problem.m does not matter. `packed` is 256-byte aligned device memory of PackedBytes bytes.
+size_t PackedBytes(const Problem& problem, Packing packing);
+cudaError_t Pack(const Problem& problem, const Operands& operands, Packing packing, void* packed, cudaStream_t stream);
 
-// Bytes of scratch that Run needs (256-byte aligned buffer wanted).
+// Bytes of 256-byte aligned device memory that Run needs beside.
 size_t ScratchBytes(const Problem& problem, const Plan& plan);
 
-// Computes everything: y splits and, where operands.norm is not null, the normalised input. `packed` comes from Pack
-// where plan.family wants it (see NeedsPacked). m, n or k of 0 are allowed.
-cudaError_t Run(const Problem& problem, const Operands& operands, const Plan& plan, const void* packed, void* scratch,
-                cudaStream_t stream);
+// Computes operands.y and, where operands.norm is not null, the normalised input. `packed`: what Pack made (null for
+// Packing::kNone). The plan must serve the problem and the packing. m, n and k may be 0.
+cudaError_t Run(const Problem& problem, const Operands& operands, const Plan& plan, Packing packing, const void* packed,
+                void* scratch, cudaStream_t stream);
 
 }  // namespace qkvgemm::cuda
