@@ -5,6 +5,7 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "ops/problem.h"
 
@@ -40,6 +41,38 @@ __device__ inline void Store(void* data, DType type, int64_t i, float value) {
   }
 }
 
+// Eight elements of T in 16 bytes.
+template <typename T>
+__device__ __forceinline__ void Unpack(const uint4& raw, float (&v)[8]) {
+  const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (std::is_same_v<T, __half>) {
+      const float2 f = __half22float2(*reinterpret_cast<const __half2*>(&words[i]));
+      v[2 * i] = f.x, v[2 * i + 1] = f.y;
+    } else {
+      v[2 * i] = __uint_as_float(words[i] << 16), v[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+    }
+  }
+}
+template <typename T>
+__device__ __forceinline__ uint32_t Pack2(float a, float b) {
+  if constexpr (std::is_same_v<T, __half>) {
+    const __half2 h = __floats2half2_rn(a, b);
+    return *reinterpret_cast<const uint32_t*>(&h);
+  } else {
+    const __nv_bfloat162 h = __floats2bfloat162_rn(a, b);
+    return *reinterpret_cast<const uint32_t*>(&h);
+  }
+}
+template <typename T>
+__device__ __forceinline__ uint4 PackChunk(const float (&v)[8]) {
+  return {Pack2<T>(v[0], v[1]), Pack2<T>(v[2], v[3]), Pack2<T>(v[4], v[5]), Pack2<T>(v[6], v[7])};
+}
+
+template <typename T>
+inline constexpr DType kTypeOf = std::is_same_v<T, __half> ? DType::kFloat16 : DType::kBFloat16;
+
 // W and what scales it.
 struct Weight {
   Vector w;
@@ -50,8 +83,11 @@ struct Weight {
   int64_t columns_per_scale;  // column n has scale[n / columns_per_scale]; 0: blocks along K
   int64_t block;              // row k of column n has scale[k / block * n_columns + n]
 
+  __device__ int64_t Index(int64_t row, int64_t column) const {
+    return transposed ? column * k + row : row * n + column;
+  }
   __device__ float At(int64_t row, int64_t column) const {
-    const float q = w.At(transposed ? column * k + row : row * n + column);
+    const float q = w.At(Index(row, column));
     if (scale.data == nullptr) return q;
     const int64_t i = columns_per_scale ? column / columns_per_scale : row / block * n + column;
     return (q - (zero_point ? static_cast<float>(zero_point[i]) : 0.0f)) * scale.At(i);

@@ -1,19 +1,47 @@
-// What each kernel family provides to the launch interface.
+// What each source file of this folder provides to the launch interface.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
 
+#include "cuda/layout.h"
 #include "cuda/plan.h"
 #include "ops/problem.h"
 
 namespace qkvgemm::cuda {
 
+// What a product of the matrix families reads and writes, prepared for a kernel.
+struct Product {
+  const void* rows = nullptr;  // [m, pitch]
+  int64_t pitch = 0;           // elements
+  const RowStatistics* statistics = nullptr;  // null: mean 0, rstd 1
+  const void* weights = nullptr;              // pieces
+  const Column* columns = nullptr;
+  int m = 0, n = 0, k = 0;
+  int piece_rows = 0, pieces_per_row = 0;
+  // Splits: outputs [m, width[i]] for the columns up to end[i].
+  int splits = 0;
+  bool vector_stores = false;  // each output and each split's first column allow 16-byte stores
+  void* y[kMaxSplits] = {};
+  int end[kMaxSplits] = {};
+};
+
+// Row statistics, and rows in the form a product wants, and the `norm` output. Launched so that the kernel after it may
+// start before it ends (programmatic dependent launch) and must wait for it before it reads what this wrote.
+cudaError_t PrepareRows(const Problem& problem, const Operands& operands, Rows rows, RowStatistics* statistics,
+                        void* target, cudaStream_t stream);
+
+cudaError_t RunHopper(const Problem& problem, const Plan& plan, Packing packing, const Product& product, bool dependent,
+                      cudaStream_t stream);
+cudaError_t PrepareHopper();  // raises shared-memory limits on the current device
+cudaError_t RunStream(const Problem& problem, const Plan& plan, Packing packing, const Product& product, bool dependent,
+                      cudaStream_t stream);
+cudaError_t RunTile(const Problem& problem, const Plan& plan, Packing packing, const Product& product, bool dependent,
+                    cudaStream_t stream);
+cudaError_t PrepareTile();
+
 size_t GenericScratchBytes(const Problem& problem);
 cudaError_t RunGeneric(const Problem& problem, const Operands& operands, void* scratch, cudaStream_t stream);
-
-cudaError_t RunStream(const Problem& problem, const Operands& operands, const Plan& plan, const void* packed,
-                      cudaStream_t stream);
 
 }  // namespace qkvgemm::cuda

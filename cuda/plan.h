@@ -46,6 +46,7 @@ struct Plan {
   int tile_rows = 0;     // rows of the input that a block computes at a time; 0: the family has no choice
   int tile_columns = 0;  // columns of W likewise
   int depth_splits = 1;  // blocks that share one tile, each with a part of K
+  int share = 1;         // blocks that load the same rows together
 
   friend bool operator==(const Plan&, const Plan&) = default;
 };

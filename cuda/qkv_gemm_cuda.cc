@@ -1,26 +1,94 @@
 #include "cuda/qkv_gemm_cuda.h"
 
+#include <cstdint>
+
 #include "cuda/families.h"
 
 namespace qkvgemm::cuda {
+namespace {
+
+// 256-byte aligned parts of the scratch memory.
+size_t RowsOffset(const Problem& p) { return RoundUp(static_cast<int64_t>(StatisticsBytes(p)), 256); }
+
+size_t RowsBytes(const Problem& p, Rows rows) {
+  if (rows == Rows::kInput) return 0;
+  return static_cast<size_t>(p.m * RowPitch(p, rows)) * (rows == Rows::kQuantised ? 1 : SizeOf(p.t));
+}
+
+bool Aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+
+Product MakeProduct(const Problem& p, const Operands& o, const Plan& plan, Packing packing, const void* packed,
+                    void* scratch) {
+  Product product;
+  const bool copied = plan.rows != Rows::kInput;
+  product.rows = copied ? static_cast<char*>(scratch) + RowsOffset(p) : o.input;
+  product.pitch = RowPitch(p, plan.rows);
+  if (p.norm != NormType::kNone || plan.rows == Rows::kQuantised)
+    product.statistics = static_cast<const RowStatistics*>(scratch);
+  product.weights = packed;
+  product.columns = reinterpret_cast<const Column*>(static_cast<const char*>(packed) + WeightBytes(p, packing));
+  product.m = static_cast<int>(p.m);
+  product.n = static_cast<int>(p.n);
+  product.k = static_cast<int>(p.k);
+  product.piece_rows = static_cast<int>(PieceRows(p));
+  product.pieces_per_row = static_cast<int>(PiecesPerRow(p, packing));
+  product.vector_stores = true;
+  int64_t end = 0;
+  for (int64_t s = 0; s < p.num_splits; ++s) {
+    if (p.splits[s] == 0) continue;
+    end += p.splits[s];
+    product.y[product.splits] = o.y[s];
+    product.end[product.splits++] = static_cast<int>(end);
+    if (p.splits[s] % 8 != 0 || !Aligned(o.y[s])) product.vector_stores = false;
+  }
+  return product;
+}
+
+}  // namespace
 
 cudaError_t GetDevice(int ordinal, Device* device) {
-  int major = 0, minor = 0;
+  int major = 0, minor = 0, before = 0;
   if (const cudaError_t e = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, ordinal)) return e;
   if (const cudaError_t e = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, ordinal)) return e;
   device->architecture = 10 * major + minor;
-  return cudaDeviceGetAttribute(&device->multiprocessors, cudaDevAttrMultiProcessorCount, ordinal);
+  if (const cudaError_t e =
+          cudaDeviceGetAttribute(&device->multiprocessors, cudaDevAttrMultiProcessorCount, ordinal))
+    return e;
+  if (const cudaError_t e = cudaGetDevice(&before)) return e;
+  if (const cudaError_t e = cudaSetDevice(ordinal)) return e;
+  cudaError_t result = cudaSuccess;
+  if (device->architecture == 90) result = PrepareHopper();
+  const cudaError_t restored = cudaSetDevice(before);
+  return result ? result : restored;
 }
 
-size_t ScratchBytes(const Problem& problem, const Plan& plan) {
-  return plan.family == Family::kGeneric ? GenericScratchBytes(problem) : 0;
+size_t ScratchBytes(const Problem& p, const Plan& plan) {
+  if (plan.family == Family::kGeneric) return GenericScratchBytes(p);
+  return RowsOffset(p) + RowsBytes(p, plan.rows);
 }
 
-cudaError_t Run(const Problem& problem, const Operands& operands, const Plan& plan, const void* packed, void* scratch,
+cudaError_t Run(const Problem& p, const Operands& o, const Plan& plan, Packing packing, const void* packed, void* scratch,
                 cudaStream_t stream) {
-  if (problem.m == 0) return cudaSuccess;
-  if (plan.family == Family::kStream) return RunStream(problem, operands, plan, packed, stream);
-  return RunGeneric(problem, operands, scratch, stream);
+  if (p.m == 0) return cudaSuccess;
+  if (plan.family == Family::kGeneric) return RunGeneric(p, o, scratch, stream);
+  const Product product = MakeProduct(p, o, plan, packing, packed, scratch);
+  // Where rows are read as they are and nothing is known of them but the input, there is nothing to prepare.
+  const bool prepared = product.statistics != nullptr || plan.rows != Rows::kInput || o.norm != nullptr;
+  if (prepared) {
+    auto* bytes = static_cast<char*>(scratch);
+    if (const cudaError_t e = PrepareRows(p, o, plan.rows, reinterpret_cast<RowStatistics*>(bytes),
+                                          bytes + RowsOffset(p), stream))
+      return e;
+  }
+  switch (plan.family) {
+    case Family::kHopper:
+      return RunHopper(p, plan, packing, product, prepared, stream);
+    case Family::kStream:
+    case Family::kTile:  // not there yet: no plan names them
+    case Family::kGeneric:
+      break;
+  }
+  return cudaErrorInvalidValue;
 }
 
 }  // namespace qkvgemm::cuda

@@ -1,0 +1,139 @@
+// Weights in the form of layout.h.
+#include <algorithm>
+#include <cmath>
+
+#include "cuda/elements.cuh"
+#include "cuda/families.h"
+#include "cuda/qkv_gemm_cuda.h"
+
+namespace qkvgemm::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kLanes = kThreads / kPieceColumns;  // threads that share a column
+
+struct Params {
+  Weight weight;
+  Vector gamma, beta, bias;  // data null: absent
+  Packing packing;
+  DType t;
+  int64_t pieces_per_row;
+  char* pieces;
+  Column* columns;
+};
+
+// The largest value a column may hold after scaling: far from the overflow of float16, and so that what is 2^-24 of it
+// is still a normal number there.
+constexpr int kTopExponent = 14;
+
+template <typename V>
+__device__ V ColumnReduce(V value, V* shared, int lane, int column, V (*combine)(V, V)) {
+  __syncthreads();
+  shared[lane * kPieceColumns + column] = value;
+  __syncthreads();
+  V result = shared[column];
+  for (int i = 1; i < kLanes; ++i) result = combine(result, shared[i * kPieceColumns + column]);
+  return result;
+}
+
+__device__ int64_t HalfOffset(int column, int k) {
+  return column * 128 + ((k / 8 ^ column % 8) * 16) + k % 8 * 2;
+}
+__device__ int64_t Int8TileOffset(int column, int k) {
+  return column * 128 + ((k / 16 ^ column % 8) * 16) + k % 16;
+}
+__device__ int64_t Int8Offset(int column, int k) {
+  const int w = column / 16, g = column % 8, second = column / 8 % 2;
+  const int h = k / 32, step = k / 16 % 2, t = k % 8 / 2, far = k / 8 % 2;
+  return ((w * 2 + h) * 32 + g * 4 + t) * 16 + step * 8 + far * 4 + second * 2 + k % 2;
+}
+
+// One block packs 64 columns.
+__global__ void __launch_bounds__(kThreads) PackKernel(const Params p) {
+  __shared__ double shared[kThreads];
+  const int c = threadIdx.x % kPieceColumns, lane = threadIdx.x / kPieceColumns;
+  const int64_t column = static_cast<int64_t>(blockIdx.x) * kPieceColumns + c;
+  const bool inside = column < p.weight.n;
+  const int depth = p.packing == Packing::kInt8Activations ? 128 : 64;
+  const bool half = p.packing == Packing::kHalf;
+  const int64_t padded = p.pieces_per_row * depth;
+  const auto value = [&](int64_t k) -> float {  // W with gamma, in float32
+    const float w = p.weight.At(k, column);
+    return p.gamma.data ? w * p.gamma.At(k) : w;
+  };
+  int exponent = 0;
+  if (half) {
+    double largest = 0;
+    if (inside)
+      for (int64_t k = lane; k < p.weight.k; k += kLanes) {
+        const float v = fabsf(value(k));
+        if (isfinite(v)) largest = fmax(largest, static_cast<double>(v));
+      }
+    largest = ColumnReduce<double>(largest, shared, lane, c, [](double a, double b) { return a > b ? a : b; });
+    if (largest > 0) {
+      int e;
+      frexp(largest, &e);
+      exponent = e - kTopExponent;
+    }
+  }
+  double sum = 0, constant = 0;
+  char* pieces = p.pieces + blockIdx.x * p.pieces_per_row * (p.packing == Packing::kInt8 ? 4096 : 8192);
+  for (int64_t k = lane; k < padded; k += kLanes) {
+    const bool there = inside && k < p.weight.k;
+    const int in_piece = static_cast<int>(k % depth);
+    char* piece = pieces + k / depth * (p.packing == Packing::kInt8 ? 4096 : 8192);
+    if (half) {
+      const float v = there ? ldexpf(value(k), -exponent) : 0.0f;
+      void* target = piece + HalfOffset(c, in_piece);
+      Store(target, p.t, 0, v);
+      sum += Vector{target, p.t}.At(0);
+    } else {
+      const int q = there ? static_cast<int>(p.weight.w.At(p.weight.Index(k, column))) : 0;
+      if (p.packing == Packing::kInt8) {
+        piece[Int8Offset(c, in_piece)] = static_cast<char>(q + 128);
+      } else {
+        piece[Int8TileOffset(c, in_piece)] = static_cast<char>(q);
+      }
+    }
+    if (half && there && p.beta.data) constant += static_cast<double>(p.weight.At(k, column)) * p.beta.At(k);
+  }
+  const auto add = [](double a, double b) { return a + b; };
+  sum = ColumnReduce<double>(sum, shared, lane, c, add);
+  constant = ColumnReduce<double>(constant, shared, lane, c, add);
+  if (lane != 0) return;
+  Column out{};
+  if (inside) {
+    if (p.bias.data) constant += p.bias.At(column);
+    out.scale = half ? ldexpf(1.0f, exponent) : p.weight.scale.At(column / p.weight.columns_per_scale);
+    out.column_sum = static_cast<float>(ldexp(sum, exponent));
+    out.constant = static_cast<float>(constant);
+  }
+  p.columns[column] = out;
+}
+
+}  // namespace
+
+size_t PackedBytes(const Problem& p, Packing packing) {
+  if (packing == Packing::kNone) return 0;
+  return static_cast<size_t>(WeightBytes(p, packing) + PieceRows(p) * kPieceColumns * sizeof(Column));
+}
+
+cudaError_t Pack(const Problem& p, const Operands& o, Packing packing, void* packed, cudaStream_t stream) {
+  if (packing == Packing::kNone || p.n == 0) return cudaSuccess;
+  Params params{};
+  params.weight = MakeWeight(p, o);
+  if (packing == Packing::kHalf) {
+    params.gamma = {o.gamma, p.gamma_type};
+    params.beta = {o.beta, p.beta_type};
+  }
+  params.bias = {o.bias, p.bias_type};
+  params.packing = packing;
+  params.t = p.t;
+  params.pieces_per_row = PiecesPerRow(p, packing);
+  params.pieces = static_cast<char*>(packed);
+  params.columns = reinterpret_cast<Column*>(params.pieces + WeightBytes(p, packing));
+  PackKernel<<<static_cast<unsigned>(PieceRows(p)), kThreads, 0, stream>>>(params);
+  return cudaGetLastError();
+}
+
+}  // namespace qkvgemm::cuda

@@ -1,0 +1,211 @@
+// What is computed once for each row of the input: statistics, the normalised row, its int8 form.
+#include <algorithm>
+
+#include "cuda/elements.cuh"
+#include "cuda/families.h"
+#include "cuda/launch.h"
+#include "cuda/moments.cuh"
+
+namespace qkvgemm::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kChunk = 8;  // elements a thread takes at a time
+
+struct Params {
+  const void* x;
+  Vector gamma, beta;  // data null: absent
+  RowStatistics* statistics;
+  void* norm;    // T [m, k]; may be null
+  void* target;  // [m, pitch]; null for Rows::kInput
+  int64_t m, k, pitch;
+  NormType type;
+  float epsilon;
+  Rows rows;
+};
+
+// kWarps warps share a row.
+template <typename T, int kWarps, bool kAligned>
+class RowKernel {
+ public:
+  static constexpr int kRowThreads = kWarps * 32;
+  static constexpr int kRows = kThreads / kRowThreads;
+
+  __device__ RowKernel(const Params& p) : p_(p), row_(blockIdx.x * int64_t{kRows} + threadIdx.x / kRowThreads) {}
+
+  __device__ void Run() {
+    const int lane = threadIdx.x % kRowThreads;
+    if (p_.type != NormType::kNone) {
+      const Moments moments = Reduce(Accumulate(lane));
+      const float count = static_cast<float>(p_.k);
+      mean_ = p_.type == NormType::kLayerNorm ? moments.mean : 0.0f;
+      rstd_ = InverseDeviation(moments.squares, count, p_.epsilon);
+    }
+    if (lane == 0 && Inside() && !Normalised()) p_.statistics[row_] = {mean_, rstd_};
+    if (p_.norm != nullptr) {
+      Each(lane, p_.k, [&](int64_t i, const float (&v)[kChunk], int count) {
+        for (int e = 0; e < count; ++e) Store(p_.norm, kTypeOf<T>, row_ * p_.k + i + e, v[e]);
+      });
+    }
+    if (p_.rows == Rows::kNormalised || p_.rows == Rows::kPadded) {
+      if (lane == 0 && Inside() && Normalised()) p_.statistics[row_] = {0.0f, 1.0f};
+      const bool normalised = Normalised();
+      T* target = static_cast<T*>(p_.target) + row_ * p_.pitch;
+      if (normalised) {
+        Each(lane, p_.pitch, [&](int64_t i, const float (&v)[kChunk], int count) { StoreChunk(target + i, v, count); });
+      } else {
+        EachRaw(lane, p_.pitch, [&](int64_t i, const float (&v)[kChunk], int count) { StoreChunk(target + i, v, count); });
+      }
+    }
+    if (p_.rows == Rows::kQuantised) Quantise(lane);
+  }
+
+ private:
+  __device__ bool Inside() const { return row_ < p_.m; }
+  __device__ bool Normalised() const { return p_.rows == Rows::kNormalised || p_.rows == Rows::kQuantised; }
+
+  __device__ int Load(int64_t i, float (&v)[kChunk]) const {
+    const T* x = static_cast<const T*>(p_.x) + row_ * p_.k + i;
+    const int count = p_.k - i < kChunk ? static_cast<int>(p_.k - i) : kChunk;
+    if (kAligned) {
+      const uint4 raw = __ldg(reinterpret_cast<const uint4*>(x));
+      Unpack<T>(raw, v);
+    } else {
+#pragma unroll
+      for (int e = 0; e < kChunk; ++e) v[e] = e < count ? static_cast<float>(x[e]) : 0.0f;
+    }
+    return count;
+  }
+
+  __device__ Moments Accumulate(int lane) const {
+    Moments m;
+    if (!Inside()) return m;
+    const bool centred = p_.type == NormType::kLayerNorm;
+    for (int64_t i = lane * kChunk; i < p_.k; i += kRowThreads * kChunk) {
+      float v[kChunk];
+      const int count = Load(i, v);
+      m.Add(v, count, centred);
+    }
+    return m;
+  }
+
+  // Over the threads of a row; every one gets the result.
+  __device__ Moments Reduce(Moments m) const {
+    for (int o = 16; o > 0; o /= 2) m.Merge(m.Shuffled(o));
+    if (kWarps == 1) return m;
+    __shared__ Moments parts[kThreads / 32];
+    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = m;
+    __syncthreads();
+    m = parts[0];
+    for (int w = 1; w < kWarps; ++w) m.Merge(parts[w]);
+    return m;
+  }
+
+  __device__ float Largest(float value) const {
+    for (int o = 16; o > 0; o /= 2) value = fmaxf(value, __shfl_xor_sync(~0u, value, o));
+    if (kWarps == 1) return value;
+    __shared__ float parts[kThreads / 32];
+    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = value;
+    __syncthreads();
+    value = parts[0];
+    for (int w = 1; w < kWarps; ++w) value = fmaxf(value, parts[w]);
+    return value;
+  }
+
+  // Calls visit(i, values, count) for chunks of the row up to `end`; values behind the row's end are 0.
+  template <typename Visit>
+  __device__ void EachRaw(int lane, int64_t end, const Visit& visit) const {
+    if (!Inside()) return;
+    for (int64_t i = lane * kChunk; i < end; i += kRowThreads * kChunk) {
+      float v[kChunk] = {};
+      if (i < p_.k) Load(i, v);
+      visit(i, v, end - i < kChunk ? static_cast<int>(end - i) : kChunk);
+    }
+  }
+  template <typename Visit>
+  __device__ void Each(int lane, int64_t end, const Visit& visit) const {
+    EachRaw(lane, end, [&](int64_t i, float (&v)[kChunk], int count) {
+      if (p_.type != NormType::kNone) {
+#pragma unroll
+        for (int e = 0; e < kChunk; ++e) {
+          if (i + e >= p_.k) continue;
+          v[e] = (v[e] - mean_) * rstd_;
+          if (p_.gamma.data) v[e] *= p_.gamma.At(i + e);
+          if (p_.beta.data) v[e] += p_.beta.At(i + e);
+        }
+      }
+      visit(i, v, count);
+    });
+  }
+
+  __device__ void StoreChunk(T* target, const float (&v)[kChunk], int count) const {
+    if (count == kChunk) {
+      *reinterpret_cast<uint4*>(target) = PackChunk<T>(v);
+    } else {
+      for (int e = 0; e < count; ++e) target[e] = static_cast<T>(v[e]);
+    }
+  }
+
+  __device__ void Quantise(int lane) const {
+    float largest = 0;
+    Each(lane, p_.k, [&](int64_t, const float (&v)[kChunk], int count) {
+      for (int e = 0; e < count; ++e) largest = isfinite(v[e]) ? fmaxf(largest, fabsf(v[e])) : INFINITY;
+    });
+    largest = Largest(largest);
+    const bool finite = largest < INFINITY;
+    const float inverse = largest > 0.0f && finite ? 127.0f / largest : 0.0f;
+    const float scale = inverse < INFINITY ? largest / 127.0f : 0.0f;
+    if (lane == 0 && Inside()) p_.statistics[row_] = {0.0f, finite ? scale : NAN};
+    int8_t* target = static_cast<int8_t*>(p_.target) + row_ * p_.pitch;
+    Each(lane, p_.pitch, [&](int64_t i, const float (&v)[kChunk], int count) {
+      union {
+        int8_t q[kChunk];
+        uint2 word;
+      };
+#pragma unroll
+      for (int e = 0; e < kChunk; ++e)
+        q[e] = scale > 0.0f && finite ? static_cast<int8_t>(__float2int_rn(v[e] * inverse)) : int8_t{0};
+      if (count == kChunk) *reinterpret_cast<uint2*>(target + i) = word;
+    });
+  }
+
+  const Params& p_;
+  const int64_t row_;
+  float mean_ = 0, rstd_ = 1;
+};
+
+template <typename T, int kWarps, bool kAligned>
+__global__ void __launch_bounds__(kThreads) RowsKernel(const __grid_constant__ Params p) {
+  // The order matters: a kernel that starts early may read the input, which is there only once this wait is over.
+  WaitForPrevious();
+  LetNextStart();
+  RowKernel<T, kWarps, kAligned>(p).Run();
+}
+
+template <typename T, int kWarps>
+cudaError_t LaunchRows(const Params& p, bool aligned, cudaStream_t stream) {
+  constexpr int kRows = kThreads / (kWarps * 32);
+  LaunchShape shape{.grid = static_cast<unsigned>(CeilDiv(p.m, kRows)), .block = kThreads};
+  shape.dependent = true;
+  return aligned ? Launch(RowsKernel<T, kWarps, true>, shape, stream, p)
+                 : Launch(RowsKernel<T, kWarps, false>, shape, stream, p);
+}
+
+template <typename T>
+cudaError_t LaunchType(const Params& p, bool aligned, cudaStream_t stream) {
+  // Few rows: latency counts, and the device is empty.
+  return p.m <= 1024 ? LaunchRows<T, 8>(p, aligned, stream) : LaunchRows<T, 1>(p, aligned, stream);
+}
+
+}  // namespace
+
+cudaError_t PrepareRows(const Problem& p, const Operands& o, Rows rows, RowStatistics* statistics, void* target,
+                        cudaStream_t stream) {
+  const Params params{o.input, {o.gamma, p.gamma_type}, {o.beta, p.beta_type}, statistics, o.norm, target, p.m, p.k,
+                      RowPitch(p, rows), p.norm, p.epsilon, rows};
+  const bool aligned = p.k % kChunk == 0 && reinterpret_cast<uintptr_t>(o.input) % 16 == 0;
+  return p.t == DType::kFloat16 ? LaunchType<__half>(params, aligned, stream)
+                                : LaunchType<__nv_bfloat16>(params, aligned, stream);
+}
+
+}  // namespace qkvgemm::cuda
