@@ -4,6 +4,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
+#include <cstdint>
 
 #include "cuda/layout.h"
 #include "cuda/plan.h"
@@ -13,13 +14,17 @@ namespace qkvgemm::cuda {
 
 // What a product of the matrix families reads and writes, prepared for a kernel.
 struct Product {
-  const void* rows = nullptr;  // [m, pitch]
+  void* rows = nullptr;  // [m, pitch]
   int64_t pitch = 0;           // elements
-  const RowStatistics* statistics = nullptr;  // null: mean 0, rstd 1
+  RowStatistics* statistics = nullptr;  // null: mean 0, rstd 1
   const void* weights = nullptr;              // pieces
   const Column* columns = nullptr;
   int m = 0, n = 0, k = 0;
   int piece_rows = 0, pieces_per_row = 0;
+  // Where blocks share a tile: what one left for another, and whether it is there yet (0 at the start).
+  float* partial_sums = nullptr;
+  uint32_t* flags = nullptr;
+  int flag_count = 0;
   // Splits: outputs [m, width[i]] for the columns up to end[i].
   int splits = 0;
   bool vector_stores = false;  // each output and each split's first column allow 16-byte stores
@@ -27,10 +32,10 @@ struct Product {
   int end[kMaxSplits] = {};
 };
 
-// Row statistics, and rows in the form a product wants, and the `norm` output. Launched so that the kernel after it may
+// Row statistics, rows in the form a product wants, the `norm` output, and flags set to 0. Launched so that the kernel after it may
 // start before it ends (programmatic dependent launch) and must wait for it before it reads what this wrote.
-cudaError_t PrepareRows(const Problem& problem, const Operands& operands, Rows rows, RowStatistics* statistics,
-                        void* target, cudaStream_t stream);
+cudaError_t PrepareRows(const Problem& problem, const Operands& operands, Rows rows, const Product& product,
+                        cudaStream_t stream);
 
 cudaError_t RunHopper(const Problem& problem, const Plan& plan, Packing packing, const Product& product, bool dependent,
                       cudaStream_t stream);

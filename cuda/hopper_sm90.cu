@@ -5,8 +5,12 @@
 // is held by one thread. A tile's results therefore pass through shared memory (stmatrix.trans) on their way out.
 //
 // One producer thread fills a ring of stages; kGroups warpgroups compute 64 columns each. kShare: blocks of a cluster
-// that compute the same rows and load them together (multicast). kDepth: blocks of a cluster that share a tile, each
-// with a part of K, and add their sums through distributed shared memory, always in the same order.
+// that compute the same rows and load them together (multicast).
+//
+// Where whole tiles do not fill the device evenly, the work is cut into as many equal parts as there are blocks, wherever
+// in K a cut falls ("stream-K": M. Osama et al., Stream-K: Work-centric Parallel Decomposition for Dense Matrix-Matrix
+// Multiplication on the GPU, 2023). The block with the end of a tile adds what the others computed of it, always in the
+// same order, so that results do not vary from run to run.
 #include <algorithm>
 
 #include "cuda/elements.cuh"
@@ -26,13 +30,16 @@ constexpr int kSharedLimit = 227 * 1024;
 
 struct Params : Product {
   int tiles_rows, tiles_columns;  // the latter in units of what a cluster computes
+  bool cut;                       // tiles may be cut along K
   bool evict_first;               // W is read once
+  bool copy_stores;               // the copy engine writes the results, through Maps::y
 };
 
-template <int kGroups, int kTokens, int kShare, int kDepth>
-struct Tile {};
+struct Maps {
+  CUtensorMap rows, y[kMaxSplits];
+};
 
-template <typename T_, Packing kPacking_, int kGroups_, int kTokens_, int kShare_, int kDepth_>
+template <typename T_, Packing kPacking_, int kGroups_, int kTokens_, int kShare_>
 struct Config {
   using T = T_;
   static constexpr bool kInt8Rows = kPacking_ == Packing::kInt8Activations;
@@ -40,17 +47,15 @@ struct Config {
   using Element = std::conditional_t<kInt8Rows, int8_t, T>;
   using Matrix = Wgmma<Element, kTokens_>;
   using Accumulator = typename Matrix::Accumulator;
-  static constexpr int kGroups = kGroups_, kTokens = kTokens_, kShare = kShare_, kDepth = kDepth_;
-  static constexpr int kCluster = kShare * kDepth;
+  static constexpr int kGroups = kGroups_, kTokens = kTokens_, kShare = kShare_;
   static constexpr int kThreads = (kGroups + 1) * 128;
   static constexpr int kPieceBytes = kWiden ? 4096 : 8192;
   static constexpr int kPieceDepth = kInt8Rows ? 128 : 64;
   static constexpr int kRowBytes = kTokens * 128;
   static constexpr int kStageBytes = kRowBytes + kGroups * kPieceBytes;
-  static constexpr int kChunk = kDepth > 1 ? 16 : kTokens < 32 ? kTokens : 32;  // input rows that are written at a time
-  static constexpr int kOutBytes = kChunk * 128;                                // of one warpgroup
+  static constexpr int kOutBytes = kTokens * 128;             // results of one warpgroup
   static constexpr int kStatisticsBytes = kTokens * static_cast<int>(sizeof(RowStatistics));  // one copy a warpgroup
-  static constexpr int kFixedBytes = 1024 + kGroups * (2 * kOutBytes + kStatisticsBytes);
+  static constexpr int kFixedBytes = 1024 + kGroups * (kOutBytes + kStatisticsBytes);
   static constexpr int kMaxStages = (kSharedLimit - kFixedBytes - 512) / kStageBytes;
 #ifdef STAGES
   static constexpr int kStages = kMaxStages < STAGES ? kMaxStages : STAGES;
@@ -108,6 +113,43 @@ struct Place {
   }
 };
 
+// The part of all products that one cluster takes: pieces along K of one tile after the other.
+struct Work {
+  int pieces;             // of a tile
+  int tile, piece;        // the next one
+  int64_t left;           // pieces to go
+  int step;               // from tile to tile
+  __device__ Work(const Params& p, int cluster, int clusters) : pieces(p.pieces_per_row) {
+    const int tiles = p.tiles_rows * p.tiles_columns;
+    if (p.cut) {
+      const int64_t first = FirstOf(p, cluster, clusters);
+      tile = static_cast<int>(first / pieces), piece = static_cast<int>(first % pieces);
+      left = FirstOf(p, cluster + 1, clusters) - first;
+      step = 1;
+    } else {
+      tile = cluster, piece = 0;
+      left = static_cast<int64_t>((tiles - cluster + clusters - 1) / clusters) * pieces;
+      step = clusters;
+    }
+  }
+  static __device__ __forceinline__ int64_t FirstOf(const Params& p, int cluster, int clusters) {
+    return static_cast<int64_t>(p.tiles_rows) * p.tiles_columns * p.pieces_per_row * cluster / clusters;
+  }
+  __device__ __forceinline__ bool Valid() const { return left > 0; }
+  __device__ __forceinline__ void NextPiece() {
+    --left;
+    if (++piece == pieces) piece = 0, tile += step;
+  }
+  // The pieces of this tile that are the cluster's.
+  __device__ __forceinline__ int Count() const {
+    return left < pieces - piece ? static_cast<int>(left) : pieces - piece;
+  }
+  __device__ __forceinline__ void NextTile() {
+    left -= Count();
+    piece = 0, tile += step;
+  }
+};
+
 struct Ring {
   int stage = 0;
   uint32_t parity = 0;
@@ -119,16 +161,14 @@ struct Ring {
 template <typename C>
 struct Block {
   const Params& p;
-  const CUtensorMap* map;
+  const Maps& maps;
   uint32_t stages, out, full, empty;  // shared addresses
-  uint32_t rank;
-  int share_rank, depth_rank;
-  int first_block, last_block;  // along K, in pieces
+  int rank;  // in the cluster
 
   __device__ __forceinline__ uint32_t Full(int stage) const { return full + 8 * stage; }
   __device__ __forceinline__ uint32_t Empty(int stage) const { return empty + 8 * stage; }
   __device__ __forceinline__ int FirstPieceRow(const Place& place) const {
-    return (place.columns * C::kShare + share_rank) * C::kGroups;
+    return (place.columns * C::kShare + rank) * C::kGroups;
   }
 
   __device__ __forceinline__ void LoadWeights(const Place& place, int kb, int stage, uint64_t policy) const {
@@ -148,34 +188,32 @@ struct Block {
     const int row = place.rows * C::kTokens;
     const uint32_t target = stages + stage * C::kStageBytes;
     if constexpr (C::kShare == 1) {
-      CopyTile(target, map, kb * C::kPieceDepth, row, Full(stage));
+      CopyTile(target, &maps.rows, kb * C::kPieceDepth, row, Full(stage));
     } else {
       constexpr int kPart = C::kTokens / C::kShare;
-      CopyTileMulticast(target + share_rank * kPart * 128, map, kb * C::kPieceDepth, row + share_rank * kPart,
+      CopyTileMulticast(target + rank * kPart * 128, &maps.rows, kb * C::kPieceDepth, row + rank * kPart,
                         Full(stage), (1 << C::kShare) - 1);
     }
   }
 
   __device__ void Produce(int cluster, int clusters) const {
-    const int tiles = p.tiles_rows * p.tiles_columns;
     const uint64_t policy = p.evict_first ? PolicyEvictFirst() : PolicyEvictNormal();
+    Work work(p, cluster, clusters), early(p, cluster, clusters);
+    Ring ring, early_ring;
     // Weights never depend on the kernel before: as many as fit are under way before its end is waited for.
-    const Place first(p, cluster);
-    const int early = min(C::kStages, last_block - first_block);
-    for (int i = 0; i < early; ++i) LoadWeights(first, first_block + i, i, policy);
+    int loaded = 0;
+    for (; loaded < C::kStages && early.Valid(); ++loaded, early.NextPiece(), early_ring.Next(C::kStages))
+      LoadWeights(Place(p, early.tile), early.piece, early_ring.stage, policy);
     WaitForPrevious();
-    for (int i = 0; i < early; ++i) LoadRows(first, first_block + i, i);
-    Ring ring;
-    for (int tile = cluster; tile < tiles; tile += clusters) {
-      const Place place(p, tile);
-      for (int kb = first_block; kb < last_block; ++kb) {
-        if (tile != cluster || kb >= first_block + early) {
-          BarrierWait(Empty(ring.stage), ring.parity ^ 1);
-          LoadWeights(place, kb, ring.stage, policy);
-          LoadRows(place, kb, ring.stage);
-        }
-        ring.Next(C::kStages);
+    for (; work.Valid(); ring.Next(C::kStages), work.NextPiece()) {
+      const Place place(p, work.tile);
+      if (loaded > 0) {
+        --loaded;
+      } else {
+        BarrierWait(Empty(ring.stage), ring.parity ^ 1);
+        LoadWeights(place, work.piece, ring.stage, policy);
       }
+      LoadRows(place, work.piece, ring.stage);
     }
   }
 
@@ -206,7 +244,8 @@ struct Block {
 
   // acc: at [4 j + 2 i + e] the sum for column g + 8 i of the warp's 16 and input row 8 j + 2 t + e.
   __device__ __forceinline__ void Multiply(typename C::Accumulator (&acc)[C::kTokens / 2], Ring& ring, int group,
-                                           const Place& place, bool first_tile, Late& late) const {
+                                           const Place& place, int first_block, int last_block, bool first_tile,
+                                           Late& late) const {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
     [[maybe_unused]] int previous = -1;
     constexpr int kLateBlocks = 4;
@@ -258,123 +297,134 @@ struct Block {
 #endif
   }
 
-  // Adds the sums of the cluster's blocks; each block gets those of its own chunks of input rows.
-  __device__ __forceinline__ void AddDepths(typename C::Accumulator (&acc)[C::kTokens / 2], int thread) const {
-    asm volatile("bar.sync %0, %1;" ::"n"(C::kGroups + 1), "n"(C::kGroups * 128) : "memory");
-    constexpr int kLanes = C::kGroups * 128;
+  // Sums of a tile whose end another block has: accumulator i of thread t lies at [i][t].
+  __device__ __forceinline__ float* PartialSums(int block) const {
+    return p.partial_sums + static_cast<int64_t>(block) * (C::kGroups * 128 * (C::kTokens / 2));
+  }
+  __device__ __forceinline__ void LeaveSums(const typename C::Accumulator (&acc)[C::kTokens / 2], int block, int group) const {
+    float* sums = PartialSums(block) + group * 128 + threadIdx.x % 128;
 #pragma unroll
-    for (int i = 0; i < C::kTokens / 2; ++i)
-      asm volatile("st.shared.b32 [%0], %1;" ::"r"(stages + (i * kLanes + thread) * 4), "r"(__float_as_uint(acc[i]))
-                   : "memory");
-    ClusterSyncDivergent();
+    for (int i = 0; i < C::kTokens / 2; ++i) __stcg(sums + i * (C::kGroups * 128), AsFloat(acc[i]));
+    __threadfence();
+    GroupSync(group);
+    if (threadIdx.x % 128 == 0)
+      asm volatile("st.release.gpu.global.u32 [%0], 1;" ::"l"(p.flags + block * C::kGroups + group) : "memory");
+  }
+  __device__ __forceinline__ void AddSums(typename C::Accumulator (&acc)[C::kTokens / 2], int block, int blocks, int tile,
+                                          int group) const {
+    const int64_t begin = static_cast<int64_t>(tile) * p.pieces_per_row;
+    int first = block - 1;
+    while (Work::FirstOf(p, first, blocks) > begin) --first;
+    for (int b = first; b < block; ++b) {
+      const uint32_t* flag = p.flags + b * C::kGroups + group;
+      uint32_t there;
+      do {
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(there) : "l"(flag) : "memory");
+      } while (there == 0);
+      const float* sums = PartialSums(b) + group * 128 + threadIdx.x % 128;
 #pragma unroll
-    for (int i = 0; i < C::kTokens / 2; ++i) {
-      if (i / (C::kChunk / 2) % C::kDepth != depth_rank) continue;
-      acc[i] = 0;
-#pragma unroll
-      for (int r = 0; r < C::kDepth; ++r) acc[i] += LoadRemote(stages + (i * kLanes + thread) * 4, r);
+      for (int i = 0; i < C::kTokens / 2; ++i) AddTo(acc[i], __ldcg(sums + i * (C::kGroups * 128)));
     }
   }
+  static __device__ __forceinline__ float AsFloat(float v) { return v; }
+  static __device__ __forceinline__ float AsFloat(int32_t v) { return __int_as_float(v); }
+  static __device__ __forceinline__ void AddTo(float& sum, float v) { sum += v; }
+  static __device__ __forceinline__ void AddTo(int32_t& sum, float v) { sum += __float_as_int(v); }
 
   __device__ __forceinline__ void Write(const Place& place, const typename C::Accumulator (&acc)[C::kTokens / 2],
-                                        int group, const Late& late, int& buffer) const {
+                                        int group, const Late& late) const {
     using T = typename C::T;
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, t = lane % 4;
-    const int thread = threadIdx.x % 128;
-    const int column0 = (FirstPieceRow(place) + group) * kPieceColumns;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, t = lane % 4, thread = threadIdx.x % 128;
+    const int column0 = (FirstPieceRow(place) + group) * kPieceColumns, row0 = place.rows * C::kTokens;
     if (column0 >= p.n) return;  // the same for the whole warpgroup
-    const uint32_t statistics = out + C::kGroups * 2 * C::kOutBytes + group * C::kStatisticsBytes;
-    if (p.statistics && thread < C::kTokens / 2)
+    const uint32_t results = out + group * C::kOutBytes;
+    const uint32_t statistics = out + C::kGroups * C::kOutBytes + group * C::kStatisticsBytes;
+    if (thread < C::kTokens / 2)
       asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(statistics + thread * 16), "f"(late.statistics.x),
                    "f"(late.statistics.y), "f"(late.statistics.z), "f"(late.statistics.w)
                    : "memory");
+    if (p.copy_stores && thread == 0) StoreWaitRead<0>();  // the results of the tile before have left
     GroupSync(group);
-    // What this thread stores: 8 columns of every 16th row.
-    const int column = column0 + thread % 8 * 8;
-    int split = 0;
-    while (split + 1 < p.splits && column >= p.end[split]) ++split;
-    const int start = split ? p.end[split - 1] : 0, width = p.end[split] - start;
-    T* const y = static_cast<T*>(p.y[split]) + (column - start);
-    const bool wanted = p.y[split] != nullptr && column < p.n;
 #pragma unroll
-    for (int c = 0; c < C::kTokens / C::kChunk; ++c) {
-      if (C::kDepth > 1 && c % C::kDepth != depth_rank) continue;
-      const int row0 = place.rows * C::kTokens + c * C::kChunk;
-      const uint32_t target = out + (group * 2 + buffer) * C::kOutBytes;
+    for (int j = 0; j < C::kTokens / 8; j += 2) {
+      uint32_t r[4];
 #pragma unroll
-      for (int j = 0; j < C::kChunk / 8; j += 2) {
-        uint32_t r[4];
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const auto* d = acc + (c * C::kChunk / 8 + j + i) * 4;
-          float4 s = {0, 1, 0, 1};  // mean and rstd of two rows
-          if (p.statistics)
-            asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
-                         : "=f"(s.x), "=f"(s.y), "=f"(s.z), "=f"(s.w)
-                         : "r"(statistics + (c * C::kChunk + (j + i) * 8 + t * 2) * 8));
-          const auto finish = [](const Column& k, float value, float mean, float rstd) __attribute__((always_inline)) {
-            return fmaf(rstd, fmaf(value, k.scale, -mean * k.column_sum), k.constant);
-          };
-          r[2 * i] = Pack2<T>(finish(late.low, static_cast<float>(d[0]), s.x, s.y),
-                              finish(late.low, static_cast<float>(d[1]), s.z, s.w));
-          r[2 * i + 1] = Pack2<T>(finish(late.high, static_cast<float>(d[2]), s.x, s.y),
-                                  finish(late.high, static_cast<float>(d[3]), s.z, s.w));
-        }
-        const int token = j * 8 + lane / 16 * 8 + lane % 8, piece = warp * 2 + lane / 8 % 2;
-        StoreTransposed(target + token * 128 + ((piece ^ (token & 7)) * 16), r);
+      for (int i = 0; i < 2; ++i) {
+        const auto* d = acc + (j + i) * 4;
+        float4 s;  // mean and rstd of two rows
+        asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                     : "=f"(s.x), "=f"(s.y), "=f"(s.z), "=f"(s.w)
+                     : "r"(statistics + ((j + i) * 8 + t * 2) * 8)
+                     : "memory");
+        const auto finish = [](const Column& k, float value, float mean, float rstd) __attribute__((always_inline)) {
+          return fmaf(rstd, fmaf(value, k.scale, -mean * k.column_sum), k.constant);
+        };
+        r[2 * i] = Pack2<T>(finish(late.low, static_cast<float>(d[0]), s.x, s.y),
+                            finish(late.low, static_cast<float>(d[1]), s.z, s.w));
+        r[2 * i + 1] = Pack2<T>(finish(late.high, static_cast<float>(d[2]), s.x, s.y),
+                                finish(late.high, static_cast<float>(d[3]), s.z, s.w));
       }
-      GroupSync(group);
-#pragma unroll
-      for (int i = 0; i < C::kChunk / 16; ++i) {
-        const int token = thread / 8 + i * 16, row = row0 + token;
+      const int token = j * 8 + lane / 16 * 8 + lane % 8, piece = warp * 2 + lane / 8 % 2;
+      StoreTransposed(results + token * 128 + ((piece ^ (token & 7)) * 16), r);
+    }
+    if (p.copy_stores) FenceForCopies();
+    GroupSync(group);
+    int split = 0;
+    while (split + 1 < p.splits && column0 >= p.end[split]) ++split;
+    if (!p.copy_stores) {
+      for (int token = thread / 8; token < C::kTokens && row0 + token < p.m; token += 16) {
         uint4 v;
         asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
                      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                     : "r"(target + token * 128 + ((thread % 8 ^ (token & 7)) * 16)));
-        if (row >= p.m) continue;
-        if (p.vector_stores) {
-          if (wanted) *reinterpret_cast<uint4*>(y + static_cast<int64_t>(row) * width) = v;
-        } else {
-          StoreElements<T>(p, v, row, column);
-        }
+                     : "r"(results + token * 128 + ((thread % 8 ^ (token & 7)) * 16)));
+        StoreElements<T>(v, row0 + token, column0 + thread % 8 * 8, split);
       }
-      buffer ^= 1;
+    } else if (thread == 0 && p.y[split] != nullptr) {
+      const int start = split ? p.end[split - 1] : 0;
+      StoreTile(&maps.y[split], column0 - start, row0, results);
+      StoreCommit();
     }
   }
 
-  // Eight columns that need not belong to one output.
+  // Eight columns that need not belong to one output; the first is of `split` or behind it.
   template <typename T>
-  static __device__ __noinline__ void StoreElements(const Params& p, uint4 v, int row, int column) {
+  __device__ __forceinline__ void StoreElements(const uint4& v, int row, int column, int split) const {
+    while (split + 1 < p.splits && column >= p.end[split]) ++split;
+    int start = split ? p.end[split - 1] : 0;
+    if (p.vector_stores) {
+      if (column < p.n && p.y[split])
+        *reinterpret_cast<uint4*>(static_cast<T*>(p.y[split]) + static_cast<int64_t>(row) * (p.end[split] - start) +
+                                  column - start) = v;
+      return;
+    }
     const uint32_t words[4] = {v.x, v.y, v.z, v.w};
-    int split = 0;
-    for (int e = 0; e < 8 && column + e < p.n; ++e) {
-      while (column + e >= p.end[split]) ++split;
-      const int start = split ? p.end[split - 1] : 0;
-      const auto bits = static_cast<uint16_t>(words[e / 2] >> (e % 2 * 16));
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      if (column + e >= p.n) break;
+      if (column + e >= p.end[split]) start = p.end[split++];
       if (p.y[split])
-        reinterpret_cast<uint16_t*>(p.y[split])[static_cast<int64_t>(row) * (p.end[split] - start) + column + e - start] =
-            bits;
+        static_cast<uint16_t*>(p.y[split])[static_cast<int64_t>(row) * (p.end[split] - start) + column + e - start] =
+            static_cast<uint16_t>(words[e / 2] >> (e % 2 * 16));
     }
   }
 
   __device__ void Consume(int cluster, int clusters, int group) const {
     Ring ring;
-    int buffer = 0;
-    typename C::Accumulator acc[C::kTokens / 2];
     Late late;
-    if constexpr (C::kDepth > 1) {
-      const Place place(p, cluster);
-      Multiply(acc, ring, group, place, true, late);
-      AddDepths(acc, group * 128 + threadIdx.x % 128);
-      Write(place, acc, group, late, buffer);
-    } else {
-      const int tiles = p.tiles_rows * p.tiles_columns;
-      for (int tile = cluster; tile < tiles; tile += clusters) {
-        const Place place(p, tile);
-        Multiply(acc, ring, group, place, tile == cluster, late);
-        Write(place, acc, group, late, buffer);
+    bool first_tile = true;
+    for (Work work(p, cluster, clusters); work.Valid(); work.NextTile(), first_tile = false) {
+      typename C::Accumulator acc[C::kTokens / 2];
+      const Place place(p, work.tile);
+      const int end = work.piece + work.Count();
+      Multiply(acc, ring, group, place, work.piece, end, first_tile, late);
+      if (end < work.pieces) {
+        LeaveSums(acc, cluster, group);
+        continue;
       }
+      if (work.piece > 0) AddSums(acc, cluster, clusters, work.tile, group);
+      Write(place, acc, group, late);
     }
+    if (p.copy_stores && threadIdx.x % 128 == 0) StoreWait();
   }
 };
 
@@ -389,24 +439,19 @@ __device__ __forceinline__ void ShrinkRegisters() {
 
 template <typename C>
 __global__ void __launch_bounds__(C::kThreads, 1)
-    HopperKernel(const __grid_constant__ CUtensorMap map, const __grid_constant__ Params p) {
+    HopperKernel(const __grid_constant__ Maps maps, const __grid_constant__ Params p) {
   extern __shared__ char shared[];
   __shared__ __align__(8) uint64_t full[C::kStages], empty[C::kStages];
   const uint32_t base = (SharedAddress(shared) + 1023) & ~1023u;
-  const uint32_t rank = blockIdx.x % C::kCluster;  // known to be the same for the whole block
-  const int depth_rank = static_cast<int>(rank) / C::kShare;
+  const int rank = static_cast<int>(blockIdx.x) % C::kShare;
   const Block<C> block{p,
-                       &map,
+                       maps,
                        base,
                        base + C::kStages * C::kStageBytes,
                        SharedAddress(full),
                        SharedAddress(empty),
-                       rank,
-                       static_cast<int>(rank) % C::kShare,
-                       depth_rank,
-                       p.pieces_per_row * depth_rank / C::kDepth,
-                       p.pieces_per_row * (depth_rank + 1) / C::kDepth};
-  const int cluster = blockIdx.x / C::kCluster, clusters = gridDim.x / C::kCluster;
+                       rank};
+  const int cluster = blockIdx.x / C::kShare, clusters = gridDim.x / C::kShare;
   const int role = threadIdx.x / 128;
   if (threadIdx.x == 0) {
     for (int s = 0; s < C::kStages; ++s) {
@@ -415,7 +460,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     }
     BarrierInitFence();
   }
-  if constexpr (C::kCluster > 1) {
+  if constexpr (C::kShare > 1) {
     ClusterSync();
   } else {
     __syncthreads();
@@ -424,15 +469,13 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     if constexpr (C::kGroups <= 2) ShrinkRegisters<40>();
     if constexpr (C::kGroups == 3) ShrinkRegisters<32>();
     if (threadIdx.x == 0) block.Produce(cluster, clusters);
-    __syncwarp();
-    if constexpr (C::kDepth > 1) ClusterSyncDivergent();
   } else {
     if constexpr (C::kGroups <= 2) GrowRegisters<232>();
     if constexpr (C::kGroups == 3) GrowRegisters<160>();
     block.Consume(cluster, clusters, role - 1);
   }
   // The other blocks of the cluster may still read or signal here.
-  if constexpr (C::kCluster > 1) ClusterSync();
+  if constexpr (C::kShare > 1) ClusterSync();
 }
 
 using Encode = decltype(&cuTensorMapEncodeTiled);
@@ -448,17 +491,16 @@ Encode GetEncode() {
   return encode;
 }
 
-template <typename C>
-cudaError_t MakeMap(const Product& p, CUtensorMap* map) {
-  constexpr auto kType = C::kInt8Rows                                  ? CU_TENSOR_MAP_DATA_TYPE_UINT8
-                         : std::is_same_v<typename C::T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
-                                                                 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
-  const cuuint64_t dims[] = {static_cast<cuuint64_t>(p.k), static_cast<cuuint64_t>(p.m)};
-  const cuuint64_t strides[] = {static_cast<cuuint64_t>(p.pitch) * sizeof(typename C::Element)};
-  const cuuint32_t box[] = {C::kPieceDepth, C::kTokens / C::kShare}, steps[] = {1, 1};
+// [rows, columns] with `pitch` elements from row to row, in boxes of [box_rows, 128 bytes].
+cudaError_t MakeMap(CUtensorMap* map, CUtensorMapDataType type, int element_bytes, const void* data, int64_t columns,
+                    int64_t rows, int64_t pitch, int box_rows) {
+  const cuuint64_t dims[] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
+  const cuuint64_t strides[] = {static_cast<cuuint64_t>(pitch * element_bytes)};
+  const cuuint32_t box[] = {static_cast<cuuint32_t>(128 / element_bytes), static_cast<cuuint32_t>(box_rows)};
+  const cuuint32_t steps[] = {1, 1};
   const Encode encode = GetEncode();
   if (encode == nullptr) return cudaErrorNotSupported;
-  return encode(map, kType, 2, const_cast<void*>(p.rows), dims, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+  return encode(map, type, 2, const_cast<void*>(data), dims, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
                 CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS
              ? cudaSuccess
@@ -466,48 +508,65 @@ cudaError_t MakeMap(const Product& p, CUtensorMap* map) {
 }
 
 template <typename C>
+cudaError_t MakeMaps(const Params& p, Maps* maps) {
+  constexpr auto kType = std::is_same_v<typename C::T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                                               : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+  if (const cudaError_t e = MakeMap(&maps->rows, C::kInt8Rows ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : kType,
+                                    sizeof(typename C::Element), p.rows, p.k, p.m, p.pitch, C::kTokens / C::kShare))
+    return e;
+  for (int s = 0; p.copy_stores && s < p.splits; ++s) {
+    const int width = p.end[s] - (s ? p.end[s - 1] : 0);
+    if (p.y[s] == nullptr) continue;
+    if (const cudaError_t e = MakeMap(&maps->y[s], kType, 2, p.y[s], width, p.m, width, C::kTokens)) return e;
+  }
+  return cudaSuccess;
+}
+
+template <typename C>
 struct Entry {
   static cudaError_t Prepare() {
     return cudaFuncSetAttribute(HopperKernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, C::kSharedBytes);
   }
-  static cudaError_t Run(const Product& product, int multiprocessors, bool dependent, cudaStream_t stream) {
-    CUtensorMap map;
-    if (const cudaError_t e = MakeMap<C>(product, &map)) return e;
+  static cudaError_t Run(const Plan& plan, const Product& product, int multiprocessors, bool dependent, cudaStream_t stream) {
     Params p{product};
+    p.cut = plan.blocks > 0;
     p.tiles_rows = static_cast<int>(CeilDiv(p.m, C::kTokens));
     p.tiles_columns = static_cast<int>(CeilDiv(p.piece_rows, C::kGroups * C::kShare));
     p.evict_first = p.tiles_rows == 1;
+    p.copy_stores = p.vector_stores;
+    for (int s = 0; s + 1 < p.splits; ++s) p.copy_stores = p.copy_stores && p.end[s] % kPieceColumns == 0;
+    Maps maps;
+    if (const cudaError_t e = MakeMaps<C>(p, &maps)) return e;
     const int tiles = p.tiles_rows * p.tiles_columns;
-    // Blocks that share a tile take one tile each: what they exchange would else have to be guarded.
-    const int clusters = C::kDepth > 1 ? tiles : std::min(tiles, multiprocessors / C::kCluster);
-    LaunchShape shape{.grid = static_cast<unsigned>(clusters * C::kCluster), .block = C::kThreads};
+    const int clusters = p.cut ? plan.blocks : std::min(tiles, multiprocessors / C::kShare);
+    LaunchShape shape{.grid = static_cast<unsigned>(clusters * C::kShare), .block = C::kThreads};
     shape.shared_bytes = C::kSharedBytes;
-    shape.cluster = C::kCluster;
+    shape.cluster = C::kShare;
     shape.dependent = dependent;
-    return Launch(HopperKernel<C>, shape, stream, map, p);
+    return Launch(HopperKernel<C>, shape, stream, maps, p);
   }
 };
 
-// Calls visit(Entry<...>) for each configuration of a type: {columns, rows, share, depth}.
+// Calls visit(Entry<...>) for each configuration of a type: {columns / 64, rows, share}.
 #ifdef CONFIG_FILE
 #include CONFIG_FILE
 #else
-#define CONFIGS(F)                                                                                                   \
-  F(1, 16, 1, 1) F(2, 16, 1, 1) F(1, 16, 1, 2) F(1, 64, 1, 1) F(1, 64, 1, 2) F(2, 64, 1, 1) F(2, 64, 1, 2)             \
-  F(3, 64, 1, 1) F(2, 128, 1, 1) F(2, 128, 2, 1) F(3, 128, 1, 1) F(3, 128, 2, 1) F(2, 256, 1, 1) F(2, 256, 2, 1)
+#define CONFIGS(F)                                                                                               \
+  F(1, 16, 1) F(2, 16, 1) F(1, 32, 1) F(2, 32, 1) F(1, 64, 1) F(2, 64, 1) F(3, 64, 1) F(2, 128, 1) F(3, 128, 1) \
+  F(2, 256, 1) F(2, 256, 2)
 #endif
 
 struct Key {
-  int groups, tokens, share, depth;
+  int groups, tokens, share;
   bool operator==(const Key&) const = default;
 };
 
 template <typename T, Packing kPacking, typename Visit>
 cudaError_t Each(const Visit& visit) {
   cudaError_t result = cudaSuccess;
-#define QKV_VISIT(groups, tokens, share, depth)                                                  \
+#define QKV_VISIT(groups, tokens, share)                                                  \
   if (result == cudaSuccess)                                                                     \
-    result = visit(Key{groups, tokens, share, depth}, Entry<Config<T, kPacking, groups, tokens, share, depth>>{});
+    result = visit(Key{groups, tokens, share}, Entry<Config<T, kPacking, groups, tokens, share>>{});
   CONFIGS(QKV_VISIT)
 #undef QKV_VISIT
   return result;
@@ -548,7 +607,7 @@ cudaError_t RunHopper(const Problem& problem, const Plan& plan, Packing packing,
   int device = 0, multiprocessors = 0;
   if (const cudaError_t e = cudaGetDevice(&device)) return e;
   if (const cudaError_t e = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device)) return e;
-  const Key wanted{plan.tile_columns / 64, plan.tile_rows, plan.share, plan.depth_splits};
+  const Key wanted{plan.tile_columns / 64, plan.tile_rows, plan.share};
   bool found = false;
   const cudaError_t result = EachOfAll([&](auto type, auto form) {
     using T = typename decltype(type)::T;
@@ -557,7 +616,7 @@ cudaError_t RunHopper(const Problem& problem, const Plan& plan, Packing packing,
     return Each<T, kPacking>([&](const Key& key, auto entry) {
       if (!(key == wanted)) return cudaSuccess;
       found = true;
-      return entry.Run(product, multiprocessors, dependent, stream);
+      return entry.Run(plan, product, multiprocessors, dependent, stream);
     });
   });
   return result != cudaSuccess ? result : found ? cudaSuccess : cudaErrorInvalidValue;

@@ -1,7 +1,8 @@
 #include "cuda/plan.h"
 
 #include <algorithm>
-#include <array>
+#include <cmath>
+#include <iterator>
 #include <limits>
 
 #include "cuda/layout.h"
@@ -30,44 +31,53 @@ Rows RowsOf(const Problem& p, Packing packing, bool aligned) {
   return aligned && p.k % 8 == 0 ? Rows::kInput : Rows::kPadded;
 }
 
-// The tiles of cuda/hopper_sm90.cu: columns, rows, blocks that load rows together, blocks that share a tile.
-constexpr std::array<std::array<int, 4>, 14> kHopperTiles = {{
-    {64, 16, 1, 1},
-    {128, 16, 1, 1},
-    {64, 16, 1, 2},
-    {64, 64, 1, 1},
-    {64, 64, 1, 2},
-    {128, 64, 1, 1},
-    {128, 64, 1, 2},
-    {192, 64, 1, 1},
-    {128, 128, 1, 1},
-    {128, 128, 2, 1},
-    {192, 128, 1, 1},
-    {192, 128, 2, 1},
-    {128, 256, 1, 1},
-    {128, 256, 2, 1},
-}};
+// The tiles of cuda/hopper_sm90.cu: columns, rows, blocks of a cluster that load rows together.
+struct HopperTile {
+  int columns, rows, share;
+};
+constexpr HopperTile kHopperTiles[] = {{64, 16, 1},  {128, 16, 1},  {64, 32, 1},   {128, 32, 1},  {64, 64, 1}, {128, 64, 1},
+                                       {192, 64, 1}, {128, 128, 1}, {192, 128, 1}, {128, 256, 1}, {128, 256, 2}};
 
-Plan HopperPlan(const std::array<int, 4>& tile, Rows rows) {
+Plan HopperPlan(const HopperTile& tile, Rows rows, int blocks) {
   Plan plan;
   plan.family = Family::kHopper;
   plan.rows = rows;
-  plan.tile_columns = tile[0];
-  plan.tile_rows = tile[1];
-  plan.share = tile[2];
-  plan.depth_splits = tile[3];
+  plan.tile_columns = tile.columns;
+  plan.tile_rows = tile.rows;
+  plan.share = tile.share;
+  plan.blocks = blocks;
   return plan;
 }
 
-// An estimate in arbitrary units: rounds of tiles, each as long as its matrix instructions or its loads take.
-double HopperCost(const Problem& p, const Plan& plan, int multiprocessors) {
-  const int64_t blocks = CeilDiv(p.n, plan.tile_columns) * CeilDiv(p.m, plan.tile_rows) * plan.depth_splits;
-  const auto rounds = static_cast<double>(CeilDiv(blocks, multiprocessors));
-  const double depth = static_cast<double>(p.k) / plan.depth_splits;
-  const double compute = depth * plan.tile_columns * plan.tile_rows / 4096.0;
-  const double load = depth * 2 * (plan.tile_columns + plan.tile_rows) / 42.0;
-  const double write = 8.0 * plan.tile_columns * plan.tile_rows / 32.0 / 4.0;
-  return rounds * (std::max(compute, load) + write) + 500.0 * (plan.depth_splits - 1);
+int64_t TilesOf(const Problem& p, const HopperTile& tile) {
+  return CeilDiv(p.n, tile.columns) * CeilDiv(p.m, tile.rows);
+}
+
+// Blocks for a tile that may be cut: each must get something, and a tile for a cluster stays whole.
+int CutBlocks(const Problem& p, const HopperTile& tile, Packing packing, int multiprocessors) {
+  if (tile.share > 1) return 0;
+  return static_cast<int>(std::min<int64_t>(multiprocessors, TilesOf(p, tile) * PiecesPerRow(p, packing)));
+}
+
+// An estimate in cycles of a multiprocessor: each tile as long as its matrix instructions or its loads take (measured on
+// an H200: 42 bytes a cycle), and what goes with it.
+double HopperCost(const Problem& p, const Plan& plan, Packing packing, int multiprocessors) {
+  const double tiles = static_cast<double>(CeilDiv(p.n, plan.tile_columns) * CeilDiv(p.m, plan.tile_rows));
+  const auto depth = static_cast<double>(RoundUp(p.k, PieceDepth(packing)));
+  const double size = static_cast<double>(plan.tile_columns) * plan.tile_rows;
+  const double compute = depth * size / (packing == Packing::kInt8Activations ? 8192.0 : 4096.0);
+  const double column_bytes = packing == Packing::kHalf ? 2.0 : 1.0;
+  const double row_bytes = packing == Packing::kInt8Activations ? 1.0 : 2.0;
+  const double load = depth * (column_bytes * plan.tile_columns + row_bytes * plan.tile_rows) / 42.0;
+  const double one = std::max(compute, load);
+  const double write = 500 + size / 13;
+  const double memory = depth * static_cast<double>(p.n) * column_bytes / 2400.0;  // W at the speed of memory
+  if (plan.blocks > 0) {
+    const double exchange = 2000 + 3 * size / 10;
+    return std::max(tiles * one / plan.blocks + write + exchange, memory);
+  }
+  const double rounds = std::ceil(tiles / multiprocessors);
+  return std::max(rounds * (one + write), memory);
 }
 
 }  // namespace
@@ -86,20 +96,28 @@ bool Serves(const Plan& plan, const Problem& p, const Device& device, Packing pa
   if (packing == Packing::kNone || packing != ChoosePacking(p, device)) return false;
   if (plan.rows != RowsOf(p, packing, aligned)) return false;
   if (plan.family != Family::kHopper || device.architecture != 90) return false;
-  return std::any_of(kHopperTiles.begin(), kHopperTiles.end(),
-                     [&](const auto& tile) { return HopperPlan(tile, plan.rows) == plan; });
+  return std::any_of(std::begin(kHopperTiles), std::end(kHopperTiles), [&](const HopperTile& tile) {
+    if (plan.blocks > 0) {
+      const int blocks = CutBlocks(p, tile, packing, device.multiprocessors);
+      return blocks > 0 && HopperPlan(tile, plan.rows, std::min(plan.blocks, blocks)) == plan;
+    }
+    return HopperPlan(tile, plan.rows, 0) == plan;
+  });
 }
 
 std::vector<Plan> Candidates(const Problem& p, const Device& device, Packing packing, bool aligned) {
   std::vector<Plan> plans;
   if (packing != Packing::kNone && p.m > 0) {
     const Rows rows = RowsOf(p, packing, aligned);
-    for (const auto& tile : kHopperTiles) {
-      const Plan plan = HopperPlan(tile, rows);
-      if (Serves(plan, p, device, packing, aligned)) plans.push_back(plan);
+    for (const HopperTile& tile : kHopperTiles) {
+      for (const int blocks : {0, CutBlocks(p, tile, packing, device.multiprocessors)}) {
+        const Plan plan = HopperPlan(tile, rows, blocks);
+        if (Serves(plan, p, device, packing, aligned) && std::find(plans.begin(), plans.end(), plan) == plans.end())
+          plans.push_back(plan);
+      }
     }
     std::stable_sort(plans.begin(), plans.end(), [&](const Plan& a, const Plan& b) {
-      return HopperCost(p, a, device.multiprocessors) < HopperCost(p, b, device.multiprocessors);
+      return HopperCost(p, a, packing, device.multiprocessors) < HopperCost(p, b, packing, device.multiprocessors);
     });
   }
   plans.push_back(Plan{});
@@ -116,7 +134,7 @@ std::string ToString(const Plan& plan) {
   std::string text = kFamilies[static_cast<int>(plan.family)];
   if (plan.tile_columns > 0) text += " " + std::to_string(plan.tile_columns) + "x" + std::to_string(plan.tile_rows);
   if (plan.share > 1) text += " share " + std::to_string(plan.share);
-  if (plan.depth_splits > 1) text += " depth " + std::to_string(plan.depth_splits);
+  if (plan.blocks > 0) text += " cut for " + std::to_string(plan.blocks) + " blocks";
   return text + ", rows " + kRows[static_cast<int>(plan.rows)];
 }
 

@@ -45,8 +45,8 @@ struct Plan {
   Rows rows = Rows::kFloat;
   int tile_rows = 0;     // rows of the input that a block computes at a time; 0: the family has no choice
   int tile_columns = 0;  // columns of W likewise
-  int depth_splits = 1;  // blocks that share one tile, each with a part of K
-  int share = 1;         // blocks that load the same rows together
+  int share = 1;         // blocks of a cluster that load the same rows together
+  int blocks = 0;        // so many blocks take equal parts of all tiles, cut along K; 0: a block takes whole tiles
 
   friend bool operator==(const Plan&, const Plan&) = default;
 };

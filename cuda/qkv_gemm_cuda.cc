@@ -7,12 +7,28 @@
 namespace qkvgemm::cuda {
 namespace {
 
-// 256-byte aligned parts of the scratch memory.
-size_t RowsOffset(const Problem& p) { return RoundUp(static_cast<int64_t>(StatisticsBytes(p)), 256); }
+// One for each warpgroup that computes.
+int FlagCount(const Plan& plan) { return plan.blocks * (plan.tile_columns / kPieceColumns); }
 
-size_t RowsBytes(const Problem& p, Rows rows) {
-  if (rows == Rows::kInput) return 0;
-  return static_cast<size_t>(p.m * RowPitch(p, rows)) * (rows == Rows::kQuantised ? 1 : SizeOf(p.t));
+// Parts of the scratch memory, each 256-byte aligned.
+struct Parts {
+  size_t statistics, rows, flags, partial_sums, end;
+};
+
+Parts PartsOf(const Problem& p, const Plan& plan) {
+  const auto after = [](size_t offset, size_t bytes) {
+    return static_cast<size_t>(RoundUp(static_cast<int64_t>(offset + bytes), 256));
+  };
+  size_t rows = 0;
+  if (plan.rows != Rows::kInput)
+    rows = static_cast<size_t>(p.m * RowPitch(p, plan.rows)) * (plan.rows == Rows::kQuantised ? 1 : SizeOf(p.t));
+  Parts parts{};
+  parts.rows = after(0, StatisticsBytes(p));
+  parts.flags = after(parts.rows, rows);
+  parts.partial_sums = after(parts.flags, static_cast<size_t>(FlagCount(plan)) * sizeof(uint32_t));
+  parts.end = parts.partial_sums +
+              static_cast<size_t>(plan.blocks) * plan.tile_columns * plan.tile_rows * sizeof(float);
+  return parts;
 }
 
 bool Aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
@@ -20,11 +36,15 @@ bool Aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) 
 Product MakeProduct(const Problem& p, const Operands& o, const Plan& plan, Packing packing, const void* packed,
                     void* scratch) {
   Product product;
-  const bool copied = plan.rows != Rows::kInput;
-  product.rows = copied ? static_cast<char*>(scratch) + RowsOffset(p) : o.input;
+  const Parts parts = PartsOf(p, plan);
+  auto* const bytes = static_cast<char*>(scratch);
+  product.rows = plan.rows == Rows::kInput ? const_cast<void*>(o.input) : bytes + parts.rows;  // not written then
   product.pitch = RowPitch(p, plan.rows);
   if (p.norm != NormType::kNone || plan.rows == Rows::kQuantised)
-    product.statistics = static_cast<const RowStatistics*>(scratch);
+    product.statistics = reinterpret_cast<RowStatistics*>(bytes + parts.statistics);
+  product.flags = reinterpret_cast<uint32_t*>(bytes + parts.flags);
+  product.flag_count = FlagCount(plan);
+  product.partial_sums = reinterpret_cast<float*>(bytes + parts.partial_sums);
   product.weights = packed;
   product.columns = reinterpret_cast<const Column*>(static_cast<const char*>(packed) + WeightBytes(p, packing));
   product.m = static_cast<int>(p.m);
@@ -64,7 +84,7 @@ cudaError_t GetDevice(int ordinal, Device* device) {
 
 size_t ScratchBytes(const Problem& p, const Plan& plan) {
   if (plan.family == Family::kGeneric) return GenericScratchBytes(p);
-  return RowsOffset(p) + RowsBytes(p, plan.rows);
+  return PartsOf(p, plan).end;
 }
 
 cudaError_t Run(const Problem& p, const Operands& o, const Plan& plan, Packing packing, const void* packed, void* scratch,
@@ -73,13 +93,10 @@ cudaError_t Run(const Problem& p, const Operands& o, const Plan& plan, Packing p
   if (plan.family == Family::kGeneric) return RunGeneric(p, o, scratch, stream);
   const Product product = MakeProduct(p, o, plan, packing, packed, scratch);
   // Where rows are read as they are and nothing is known of them but the input, there is nothing to prepare.
-  const bool prepared = product.statistics != nullptr || plan.rows != Rows::kInput || o.norm != nullptr;
-  if (prepared) {
-    auto* bytes = static_cast<char*>(scratch);
-    if (const cudaError_t e = PrepareRows(p, o, plan.rows, reinterpret_cast<RowStatistics*>(bytes),
-                                          bytes + RowsOffset(p), stream))
-      return e;
-  }
+  const bool prepared =
+      product.statistics != nullptr || plan.rows != Rows::kInput || o.norm != nullptr || product.flag_count > 0;
+  if (prepared)
+    if (const cudaError_t e = PrepareRows(p, o, plan.rows, product, stream)) return e;
   switch (plan.family) {
     case Family::kHopper:
       return RunHopper(p, plan, packing, product, prepared, stream);

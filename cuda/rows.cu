@@ -15,13 +15,15 @@ constexpr int kChunk = 8;  // elements a thread takes at a time
 struct Params {
   const void* x;
   Vector gamma, beta;  // data null: absent
-  RowStatistics* statistics;
+  RowStatistics* statistics;  // may be null
   void* norm;    // T [m, k]; may be null
   void* target;  // [m, pitch]; null for Rows::kInput
   int64_t m, k, pitch;
   NormType type;
   float epsilon;
   Rows rows;
+  uint32_t* flags;
+  int flag_count;
 };
 
 // kWarps warps share a row.
@@ -41,14 +43,14 @@ class RowKernel {
       mean_ = p_.type == NormType::kLayerNorm ? moments.mean : 0.0f;
       rstd_ = InverseDeviation(moments.squares, count, p_.epsilon);
     }
-    if (lane == 0 && Inside() && !Normalised()) p_.statistics[row_] = {mean_, rstd_};
+    if (lane == 0 && Inside() && p_.statistics && !Normalised()) p_.statistics[row_] = {mean_, rstd_};
     if (p_.norm != nullptr) {
       Each(lane, p_.k, [&](int64_t i, const float (&v)[kChunk], int count) {
         for (int e = 0; e < count; ++e) Store(p_.norm, kTypeOf<T>, row_ * p_.k + i + e, v[e]);
       });
     }
     if (p_.rows == Rows::kNormalised || p_.rows == Rows::kPadded) {
-      if (lane == 0 && Inside() && Normalised()) p_.statistics[row_] = {0.0f, 1.0f};
+      if (lane == 0 && Inside() && p_.statistics && Normalised()) p_.statistics[row_] = {0.0f, 1.0f};
       const bool normalised = Normalised();
       T* target = static_cast<T*>(p_.target) + row_ * p_.pitch;
       if (normalised) {
@@ -179,6 +181,8 @@ __global__ void __launch_bounds__(kThreads) RowsKernel(const __grid_constant__ P
   // The order matters: a kernel that starts early may read the input, which is there only once this wait is over.
   WaitForPrevious();
   LetNextStart();
+  if (blockIdx.x == 0)
+    for (int i = threadIdx.x; i < p.flag_count; i += kThreads) p.flags[i] = 0;
   RowKernel<T, kWarps, kAligned>(p).Run();
 }
 
@@ -199,10 +203,11 @@ cudaError_t LaunchType(const Params& p, bool aligned, cudaStream_t stream) {
 
 }  // namespace
 
-cudaError_t PrepareRows(const Problem& p, const Operands& o, Rows rows, RowStatistics* statistics, void* target,
-                        cudaStream_t stream) {
-  const Params params{o.input, {o.gamma, p.gamma_type}, {o.beta, p.beta_type}, statistics, o.norm, target, p.m, p.k,
-                      RowPitch(p, rows), p.norm, p.epsilon, rows};
+cudaError_t PrepareRows(const Problem& p, const Operands& o, Rows rows, const Product& product, cudaStream_t stream) {
+  const Params params{o.input,          {o.gamma, p.gamma_type}, {o.beta, p.beta_type}, product.statistics,
+                      o.norm,           product.rows,            p.m,                   p.k,
+                      product.pitch,    p.norm,                  p.epsilon,             rows,
+                      product.flags,    product.flag_count};
   const bool aligned = p.k % kChunk == 0 && reinterpret_cast<uintptr_t>(o.input) % 16 == 0;
   return p.t == DType::kFloat16 ? LaunchType<__half>(params, aligned, stream)
                                 : LaunchType<__nv_bfloat16>(params, aligned, stream);

@@ -66,6 +66,24 @@ __device__ __forceinline__ void CopyTileMulticast(uint32_t target, const CUtenso
       "l"(map), "r"(x), "r"(y), "r"(barrier), "h"(blocks)
       : "memory");
 }
+// Shared memory to a tile of global memory; what lies outside of the tensor is not written.
+__device__ __forceinline__ void StoreTile(const CUtensorMap* map, int x, int y, uint32_t source) {
+  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%1, %2}], [%3];" ::"l"(map), "r"(x),
+               "r"(y), "r"(source)
+               : "memory");
+}
+__device__ __forceinline__ void StoreCommit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+// Waits until at most so many of this thread's groups have not yet read their shared memory.
+template <int kPending>
+__device__ __forceinline__ void StoreWaitRead() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
+}
+__device__ __forceinline__ void StoreWait() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
+// Orders this thread's ordinary stores to shared memory before what the copy engine reads.
+__device__ __forceinline__ void FenceForCopies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+__device__ __forceinline__ void PrefetchBulk(const void* source, uint32_t bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(source), "r"(bytes) : "memory");
+}
 __device__ __forceinline__ uint64_t PolicyEvictFirst() {
   uint64_t policy;
   asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
@@ -88,6 +106,9 @@ __device__ __forceinline__ void ClusterSync() {
 // The same where warps arrive by different ways.
 __device__ __forceinline__ void ClusterSyncDivergent() {
   asm volatile("barrier.cluster.arrive;\nbarrier.cluster.wait;" ::: "memory");
+}
+__device__ __forceinline__ void StoreShared(uint32_t address, float v) {
+  asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(v) : "memory");
 }
 __device__ __forceinline__ float LoadRemote(uint32_t address, uint32_t rank) {
   float v;
