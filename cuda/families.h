@@ -21,10 +21,6 @@ struct Product {
   const Column* columns = nullptr;
   int m = 0, n = 0, k = 0;
   int piece_rows = 0, pieces_per_row = 0;
-  // Where blocks share a tile: what one left for another, and whether it is there yet (0 at the start).
-  float* partial_sums = nullptr;
-  uint32_t* flags = nullptr;
-  int flag_count = 0;
   // Splits: outputs [m, width[i]] for the columns up to end[i].
   int splits = 0;
   bool vector_stores = false;  // each output and each split's first column allow 16-byte stores
@@ -32,17 +28,17 @@ struct Product {
   int end[kMaxSplits] = {};
 };
 
-// Row statistics, rows in the form a product wants, the `norm` output, and flags set to 0. Launched so that the kernel after it may
+// Row statistics, rows in the form a product wants, and the `norm` output. Launched so that the kernel after it may
 // start before it ends (programmatic dependent launch) and must wait for it before it reads what this wrote.
 cudaError_t PrepareRows(const Problem& problem, const Operands& operands, Rows rows, const Product& product,
                         cudaStream_t stream);
 
-cudaError_t RunHopper(const Problem& problem, const Plan& plan, Packing packing, const Product& product, bool dependent,
+cudaError_t RunHopper(const Problem& problem, const Plan& plan, Packing packing, const Product& product,
                       cudaStream_t stream);
 cudaError_t PrepareHopper();  // raises shared-memory limits on the current device
-cudaError_t RunStream(const Problem& problem, const Plan& plan, Packing packing, const Product& product, bool dependent,
+cudaError_t RunStream(const Problem& problem, const Plan& plan, Packing packing, const Product& product,
                       cudaStream_t stream);
-cudaError_t RunTile(const Problem& problem, const Plan& plan, Packing packing, const Product& product, bool dependent,
+cudaError_t RunTile(const Problem& problem, const Plan& plan, Packing packing, const Product& product,
                     cudaStream_t stream);
 cudaError_t PrepareTile();
 

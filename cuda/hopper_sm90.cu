@@ -7,21 +7,15 @@
 // One producer thread fills a ring of stages; kGroups warpgroups compute 64 columns each. kShare: blocks of a cluster
 // that compute the same rows and load them together (multicast).
 //
-// Where whole tiles do not fill the device evenly, the work is cut into as many equal parts as there are blocks, wherever
-// in K a cut falls ("stream-K": M. Osama et al., Stream-K: Work-centric Parallel Decomposition for Dense Matrix-Matrix
-// Multiplication on the GPU, 2023). The block with the end of a tile adds what the others computed of it, always in the
-// same order, so that results do not vary from run to run.
+// Where rows are few, a further warpgroup takes their statistics from the same stages, so that one launch does all.
 #include <algorithm>
 
 #include "cuda/elements.cuh"
 #include "cuda/families.h"
 #include "cuda/launch.h"
+#include "cuda/moments.cuh"
 #include "cuda/tma.cuh"
 #include "cuda/wgmma.cuh"
-
-#ifndef PENDING
-#define PENDING 0
-#endif
 
 namespace qkvgemm::cuda {
 namespace {
@@ -30,9 +24,11 @@ constexpr int kSharedLimit = 227 * 1024;
 
 struct Params : Product {
   int tiles_rows, tiles_columns;  // the latter in units of what a cluster computes
-  bool cut;                       // tiles may be cut along K
   bool evict_first;               // W is read once
   bool copy_stores;               // the copy engine writes the results, through Maps::y
+  bool moments;                   // the row statistics are taken here
+  bool centred;                   // they include the mean
+  float epsilon;
 };
 
 struct Maps {
@@ -48,7 +44,9 @@ struct Config {
   using Matrix = Wgmma<Element, kTokens_>;
   using Accumulator = typename Matrix::Accumulator;
   static constexpr int kGroups = kGroups_, kTokens = kTokens_, kShare = kShare_;
-  static constexpr int kThreads = (kGroups + 1) * 128;
+  static constexpr bool kMoments = !kInt8Rows && !kWiden && kTokens <= kMomentRows;
+  static constexpr int kThreads = (kGroups + (kMoments ? 2 : 1)) * 128;
+  static constexpr bool kMoveRegisters = !kMoments;  // from the producer's warpgroup to the others
   static constexpr int kPieceBytes = kWiden ? 4096 : 8192;
   static constexpr int kPieceDepth = kInt8Rows ? 128 : 64;
   static constexpr int kRowBytes = kTokens * 128;
@@ -113,43 +111,6 @@ struct Place {
   }
 };
 
-// The part of all products that one cluster takes: pieces along K of one tile after the other.
-struct Work {
-  int pieces;             // of a tile
-  int tile, piece;        // the next one
-  int64_t left;           // pieces to go
-  int step;               // from tile to tile
-  __device__ Work(const Params& p, int cluster, int clusters) : pieces(p.pieces_per_row) {
-    const int tiles = p.tiles_rows * p.tiles_columns;
-    if (p.cut) {
-      const int64_t first = FirstOf(p, cluster, clusters);
-      tile = static_cast<int>(first / pieces), piece = static_cast<int>(first % pieces);
-      left = FirstOf(p, cluster + 1, clusters) - first;
-      step = 1;
-    } else {
-      tile = cluster, piece = 0;
-      left = static_cast<int64_t>((tiles - cluster + clusters - 1) / clusters) * pieces;
-      step = clusters;
-    }
-  }
-  static __device__ __forceinline__ int64_t FirstOf(const Params& p, int cluster, int clusters) {
-    return static_cast<int64_t>(p.tiles_rows) * p.tiles_columns * p.pieces_per_row * cluster / clusters;
-  }
-  __device__ __forceinline__ bool Valid() const { return left > 0; }
-  __device__ __forceinline__ void NextPiece() {
-    --left;
-    if (++piece == pieces) piece = 0, tile += step;
-  }
-  // The pieces of this tile that are the cluster's.
-  __device__ __forceinline__ int Count() const {
-    return left < pieces - piece ? static_cast<int>(left) : pieces - piece;
-  }
-  __device__ __forceinline__ void NextTile() {
-    left -= Count();
-    piece = 0, tile += step;
-  }
-};
-
 struct Ring {
   int stage = 0;
   uint32_t parity = 0;
@@ -167,6 +128,13 @@ struct Block {
 
   __device__ __forceinline__ uint32_t Full(int stage) const { return full + 8 * stage; }
   __device__ __forceinline__ uint32_t Empty(int stage) const { return empty + 8 * stage; }
+  __device__ __forceinline__ uint32_t Statistics(int group) const {
+    return out + C::kGroups * C::kOutBytes + group * C::kStatisticsBytes;
+  }
+  // Of the warpgroup that takes the statistics and those that use them.
+  static __device__ __forceinline__ void MomentsSync() {
+    asm volatile("bar.sync %0, %1;" ::"n"(C::kGroups + 1), "n"((C::kGroups + 1) * 128) : "memory");
+  }
   __device__ __forceinline__ int FirstPieceRow(const Place& place) const {
     return (place.columns * C::kShare + rank) * C::kGroups;
   }
@@ -197,23 +165,25 @@ struct Block {
   }
 
   __device__ void Produce(int cluster, int clusters) const {
+    const int tiles = p.tiles_rows * p.tiles_columns;
     const uint64_t policy = p.evict_first ? PolicyEvictFirst() : PolicyEvictNormal();
-    Work work(p, cluster, clusters), early(p, cluster, clusters);
-    Ring ring, early_ring;
     // Weights never depend on the kernel before: as many as fit are under way before its end is waited for.
-    int loaded = 0;
-    for (; loaded < C::kStages && early.Valid(); ++loaded, early.NextPiece(), early_ring.Next(C::kStages))
-      LoadWeights(Place(p, early.tile), early.piece, early_ring.stage, policy);
+    int loaded = min(C::kStages, p.pieces_per_row);
+    for (int i = 0; i < loaded; ++i) LoadWeights(Place(p, cluster), i, i, policy);
     WaitForPrevious();
-    for (; work.Valid(); ring.Next(C::kStages), work.NextPiece()) {
-      const Place place(p, work.tile);
-      if (loaded > 0) {
-        --loaded;
-      } else {
-        BarrierWait(Empty(ring.stage), ring.parity ^ 1);
-        LoadWeights(place, work.piece, ring.stage, policy);
+    Ring ring;
+    for (int tile = cluster; tile < tiles; tile += clusters) {
+      const Place place(p, tile);
+      for (int kb = 0; kb < p.pieces_per_row; ++kb) {
+        if (loaded > 0) {
+          --loaded;
+        } else {
+          BarrierWait(Empty(ring.stage), ring.parity ^ 1);
+          LoadWeights(place, kb, ring.stage, policy);
+        }
+        LoadRows(place, kb, ring.stage);
+        ring.Next(C::kStages);
       }
-      LoadRows(place, work.piece, ring.stage);
     }
   }
 
@@ -238,19 +208,56 @@ struct Block {
     // The statistics are the work of the kernel before, and the outputs may be its inputs.
     if (first_tile) WaitForPrevious();
     late.statistics = {0, 1, 0, 1};
-    if (p.statistics && thread < C::kTokens / 2)
+    if (p.statistics && !p.moments && thread < C::kTokens / 2)
       late.statistics = reinterpret_cast<const float4*>(p.statistics)[place.rows * (C::kTokens / 2) + thread];
+  }
+
+  // The statistics of the block's only tile; kSharers neighbouring threads share a row.
+  __device__ void TakeMoments(int thread) const {
+    using T = typename C::T;
+    constexpr int kSharers = 128 / C::kTokens, kValues = 64 / kSharers;
+    const int token = thread / kSharers, first = thread % kSharers * kValues;
+    Moments moments;
+    Ring ring;
+    for (int kb = 0; kb < p.pieces_per_row; ++kb) {
+      BarrierWait(Full(ring.stage), ring.parity);
+      const uint32_t row = stages + ring.stage * C::kStageBytes + token * 128;
+      uint4 raw[kValues / 8];
+#pragma unroll
+      for (int c = 0; c < kValues / 8; ++c)
+        asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(raw[c].x), "=r"(raw[c].y), "=r"(raw[c].z), "=r"(raw[c].w)
+                     : "r"(row + (((first / 8 + c) ^ (token & 7)) * 16)));
+      float v[kValues];
+#pragma unroll
+      for (int c = 0; c < kValues / 8; ++c) Unpack<T>(raw[c], *reinterpret_cast<float(*)[8]>(v + 8 * c));
+      __syncwarp();
+      if (thread % 32 == 0) BarrierArrive(Empty(ring.stage));
+      const int left = p.k - (kb * 64 + first);
+      if (left >= kValues) {
+        moments.Add(v, kValues, p.centred);
+      } else if (left > 0) {
+        moments.Add(v, left, p.centred);
+      }
+      ring.Next(C::kStages);
+    }
+#pragma unroll
+    for (int o = 1; o < kSharers; o *= 2) moments.Merge(moments.Shuffled(o));
+    if (thread % kSharers == 0) {
+      const float rstd = InverseDeviation(moments.squares, static_cast<float>(p.k), p.epsilon);
+      asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(Statistics(0) + token * 8), "f"(moments.mean), "f"(rstd)
+                   : "memory");
+    }
+    MomentsSync();
   }
 
   // acc: at [4 j + 2 i + e] the sum for column g + 8 i of the warp's 16 and input row 8 j + 2 t + e.
   __device__ __forceinline__ void Multiply(typename C::Accumulator (&acc)[C::kTokens / 2], Ring& ring, int group,
-                                           const Place& place, int first_block, int last_block, bool first_tile,
-                                           Late& late) const {
+                                           const Place& place, bool first_tile, Late& late) const {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
-    [[maybe_unused]] int previous = -1;
     constexpr int kLateBlocks = 4;
-    const int fetch_at = max(first_block, last_block - kLateBlocks);
-    for (int kb = first_block; kb < last_block; ++kb) {
+    const int fetch_at = max(0, p.pieces_per_row - kLateBlocks);
+    for (int kb = 0; kb < p.pieces_per_row; ++kb) {
       if (kb == fetch_at) Fetch(place, group, late, first_tile);
       BarrierWait(Full(ring.stage), ring.parity);
       const uint32_t at = stages + ring.stage * C::kStageBytes, weights = at + C::kRowBytes + group * C::kPieceBytes;
@@ -271,7 +278,7 @@ struct Block {
         }
         WgmmaFence();
 #pragma unroll
-        for (int s = 0; s < 4; ++s) C::Matrix::Rs(acc, a[s], b + s * 2, kb > first_block || s > 0);
+        for (int s = 0; s < 4; ++s) C::Matrix::Rs(acc, a[s], b + s * 2, kb > 0 || s > 0);
         WgmmaCommit();
         WgmmaWait<0>();
         Release(ring.stage);
@@ -279,57 +286,14 @@ struct Block {
         const uint64_t a = WgmmaDescriptor(weights);
         WgmmaFence();
 #pragma unroll
-        for (int s = 0; s < 4; ++s) C::Matrix::Ss(acc, a + s * 2, b + s * 2, kb > first_block || s > 0);
+        for (int s = 0; s < 4; ++s) C::Matrix::Ss(acc, a + s * 2, b + s * 2, kb > 0 || s > 0);
         WgmmaCommit();
-        WgmmaWait<PENDING>();
-#if PENDING == 0
+        WgmmaWait<0>();
         Release(ring.stage);
-#else
-        if (previous >= 0) Release(previous);
-        previous = ring.stage;
-#endif
       }
       ring.Next(C::kStages);
     }
-#if PENDING > 0
-    WgmmaWait<0>();
-    if (previous >= 0) Release(previous);
-#endif
   }
-
-  // Sums of a tile whose end another block has: accumulator i of thread t lies at [i][t].
-  __device__ __forceinline__ float* PartialSums(int block) const {
-    return p.partial_sums + static_cast<int64_t>(block) * (C::kGroups * 128 * (C::kTokens / 2));
-  }
-  __device__ __forceinline__ void LeaveSums(const typename C::Accumulator (&acc)[C::kTokens / 2], int block, int group) const {
-    float* sums = PartialSums(block) + group * 128 + threadIdx.x % 128;
-#pragma unroll
-    for (int i = 0; i < C::kTokens / 2; ++i) __stcg(sums + i * (C::kGroups * 128), AsFloat(acc[i]));
-    __threadfence();
-    GroupSync(group);
-    if (threadIdx.x % 128 == 0)
-      asm volatile("st.release.gpu.global.u32 [%0], 1;" ::"l"(p.flags + block * C::kGroups + group) : "memory");
-  }
-  __device__ __forceinline__ void AddSums(typename C::Accumulator (&acc)[C::kTokens / 2], int block, int blocks, int tile,
-                                          int group) const {
-    const int64_t begin = static_cast<int64_t>(tile) * p.pieces_per_row;
-    int first = block - 1;
-    while (Work::FirstOf(p, first, blocks) > begin) --first;
-    for (int b = first; b < block; ++b) {
-      const uint32_t* flag = p.flags + b * C::kGroups + group;
-      uint32_t there;
-      do {
-        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(there) : "l"(flag) : "memory");
-      } while (there == 0);
-      const float* sums = PartialSums(b) + group * 128 + threadIdx.x % 128;
-#pragma unroll
-      for (int i = 0; i < C::kTokens / 2; ++i) AddTo(acc[i], __ldcg(sums + i * (C::kGroups * 128)));
-    }
-  }
-  static __device__ __forceinline__ float AsFloat(float v) { return v; }
-  static __device__ __forceinline__ float AsFloat(int32_t v) { return __int_as_float(v); }
-  static __device__ __forceinline__ void AddTo(float& sum, float v) { sum += v; }
-  static __device__ __forceinline__ void AddTo(int32_t& sum, float v) { sum += __float_as_int(v); }
 
   __device__ __forceinline__ void Write(const Place& place, const typename C::Accumulator (&acc)[C::kTokens / 2],
                                         int group, const Late& late) const {
@@ -338,13 +302,17 @@ struct Block {
     const int column0 = (FirstPieceRow(place) + group) * kPieceColumns, row0 = place.rows * C::kTokens;
     if (column0 >= p.n) return;  // the same for the whole warpgroup
     const uint32_t results = out + group * C::kOutBytes;
-    const uint32_t statistics = out + C::kGroups * C::kOutBytes + group * C::kStatisticsBytes;
-    if (thread < C::kTokens / 2)
+    const uint32_t statistics = Statistics(p.moments ? 0 : group);
+    if (thread < C::kTokens / 2 && !p.moments)
       asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(statistics + thread * 16), "f"(late.statistics.x),
                    "f"(late.statistics.y), "f"(late.statistics.z), "f"(late.statistics.w)
                    : "memory");
     if (p.copy_stores && thread == 0) StoreWaitRead<0>();  // the results of the tile before have left
-    GroupSync(group);
+    if (C::kMoments && p.moments) {
+      MomentsSync();
+    } else {
+      GroupSync(group);
+    }
 #pragma unroll
     for (int j = 0; j < C::kTokens / 8; j += 2) {
       uint32_t r[4];
@@ -411,17 +379,11 @@ struct Block {
   __device__ void Consume(int cluster, int clusters, int group) const {
     Ring ring;
     Late late;
-    bool first_tile = true;
-    for (Work work(p, cluster, clusters); work.Valid(); work.NextTile(), first_tile = false) {
+    const int tiles = p.tiles_rows * p.tiles_columns;
+    for (int tile = cluster; tile < tiles; tile += clusters) {
       typename C::Accumulator acc[C::kTokens / 2];
-      const Place place(p, work.tile);
-      const int end = work.piece + work.Count();
-      Multiply(acc, ring, group, place, work.piece, end, first_tile, late);
-      if (end < work.pieces) {
-        LeaveSums(acc, cluster, group);
-        continue;
-      }
-      if (work.piece > 0) AddSums(acc, cluster, clusters, work.tile, group);
+      const Place place(p, tile);
+      Multiply(acc, ring, group, place, tile == cluster, late);
       Write(place, acc, group, late);
     }
     if (p.copy_stores && threadIdx.x % 128 == 0) StoreWait();
@@ -456,7 +418,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
   if (threadIdx.x == 0) {
     for (int s = 0; s < C::kStages; ++s) {
       BarrierInit(block.Full(s), 1);
-      BarrierInit(block.Empty(s), C::kShare * C::kGroups);
+      BarrierInit(block.Empty(s), C::kShare * C::kGroups + (p.moments ? 4 : 0));
     }
     BarrierInitFence();
   }
@@ -465,13 +427,15 @@ __global__ void __launch_bounds__(C::kThreads, 1)
   } else {
     __syncthreads();
   }
+  if constexpr (C::kMoments) LetNextStart();  // so short a kernel that the start of the next one is worth hiding
   if (role == 0) {
-    if constexpr (C::kGroups <= 2) ShrinkRegisters<40>();
-    if constexpr (C::kGroups == 3) ShrinkRegisters<32>();
+    if constexpr (C::kMoveRegisters) ShrinkRegisters<C::kGroups == 3 ? 32 : 40>();
     if (threadIdx.x == 0) block.Produce(cluster, clusters);
+  } else if (role > C::kGroups) {
+    if constexpr (C::kMoments)
+      if (p.moments) block.TakeMoments(threadIdx.x % 128);
   } else {
-    if constexpr (C::kGroups <= 2) GrowRegisters<232>();
-    if constexpr (C::kGroups == 3) GrowRegisters<160>();
+    if constexpr (C::kMoveRegisters) GrowRegisters<C::kGroups == 3 ? 160 : 232>();
     block.Consume(cluster, clusters, role - 1);
   }
   // The other blocks of the cluster may still read or signal here.
@@ -527,22 +491,26 @@ struct Entry {
   static cudaError_t Prepare() {
     return cudaFuncSetAttribute(HopperKernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, C::kSharedBytes);
   }
-  static cudaError_t Run(const Plan& plan, const Product& product, int multiprocessors, bool dependent, cudaStream_t stream) {
+  static cudaError_t Run(const Problem& problem, const Product& product, int multiprocessors,
+                         cudaStream_t stream) {
     Params p{product};
-    p.cut = plan.blocks > 0;
     p.tiles_rows = static_cast<int>(CeilDiv(p.m, C::kTokens));
     p.tiles_columns = static_cast<int>(CeilDiv(p.piece_rows, C::kGroups * C::kShare));
     p.evict_first = p.tiles_rows == 1;
+    p.moments = C::kMoments && problem.norm != NormType::kNone;
+    p.centred = problem.norm == NormType::kLayerNorm;
+    p.epsilon = problem.epsilon;
     p.copy_stores = p.vector_stores;
     for (int s = 0; s + 1 < p.splits; ++s) p.copy_stores = p.copy_stores && p.end[s] % kPieceColumns == 0;
     Maps maps;
     if (const cudaError_t e = MakeMaps<C>(p, &maps)) return e;
     const int tiles = p.tiles_rows * p.tiles_columns;
-    const int clusters = p.cut ? plan.blocks : std::min(tiles, multiprocessors / C::kShare);
+    // Statistics are taken for one tile a block.
+    const int clusters = p.moments ? tiles : std::min(tiles, multiprocessors / C::kShare);
     LaunchShape shape{.grid = static_cast<unsigned>(clusters * C::kShare), .block = C::kThreads};
     shape.shared_bytes = C::kSharedBytes;
     shape.cluster = C::kShare;
-    shape.dependent = dependent;
+    shape.dependent = true;
     return Launch(HopperKernel<C>, shape, stream, maps, p);
   }
 };
@@ -602,7 +570,7 @@ cudaError_t PrepareHopper() {
   });
 }
 
-cudaError_t RunHopper(const Problem& problem, const Plan& plan, Packing packing, const Product& product, bool dependent,
+cudaError_t RunHopper(const Problem& problem, const Plan& plan, Packing packing, const Product& product,
                       cudaStream_t stream) {
   int device = 0, multiprocessors = 0;
   if (const cudaError_t e = cudaGetDevice(&device)) return e;
@@ -616,7 +584,7 @@ cudaError_t RunHopper(const Problem& problem, const Plan& plan, Packing packing,
     return Each<T, kPacking>([&](const Key& key, auto entry) {
       if (!(key == wanted)) return cudaSuccess;
       found = true;
-      return entry.Run(plan, product, multiprocessors, dependent, stream);
+      return entry.Run(problem, product, multiprocessors, stream);
     });
   });
   return result != cudaSuccess ? result : found ? cudaSuccess : cudaErrorInvalidValue;

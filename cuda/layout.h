@@ -50,6 +50,9 @@ struct RowStatistics {
 };
 constexpr int64_t kStatisticsPadding = 256;
 
+// Tiles of at most so many rows take the statistics of theirs in the product (Hopper family).
+constexpr int kMomentRows = 64;
+
 constexpr int64_t RowPitch(const Problem& p, Rows rows) {  // elements
   return rows == Rows::kQuantised ? RoundUp(p.k, 16) : rows == Rows::kInput ? p.k : RoundUp(p.k, 8);
 }

@@ -38,25 +38,14 @@ struct HopperTile {
 constexpr HopperTile kHopperTiles[] = {{64, 16, 1},  {128, 16, 1},  {64, 32, 1},   {128, 32, 1},  {64, 64, 1}, {128, 64, 1},
                                        {192, 64, 1}, {128, 128, 1}, {192, 128, 1}, {128, 256, 1}, {128, 256, 2}};
 
-Plan HopperPlan(const HopperTile& tile, Rows rows, int blocks) {
+Plan HopperPlan(const HopperTile& tile, Rows rows) {
   Plan plan;
   plan.family = Family::kHopper;
   plan.rows = rows;
   plan.tile_columns = tile.columns;
   plan.tile_rows = tile.rows;
   plan.share = tile.share;
-  plan.blocks = blocks;
   return plan;
-}
-
-int64_t TilesOf(const Problem& p, const HopperTile& tile) {
-  return CeilDiv(p.n, tile.columns) * CeilDiv(p.m, tile.rows);
-}
-
-// Blocks for a tile that may be cut: each must get something, and a tile for a cluster stays whole.
-int CutBlocks(const Problem& p, const HopperTile& tile, Packing packing, int multiprocessors) {
-  if (tile.share > 1) return 0;
-  return static_cast<int>(std::min<int64_t>(multiprocessors, TilesOf(p, tile) * PiecesPerRow(p, packing)));
 }
 
 // An estimate in cycles of a multiprocessor: each tile as long as its matrix instructions or its loads take (measured on
@@ -72,10 +61,6 @@ double HopperCost(const Problem& p, const Plan& plan, Packing packing, int multi
   const double one = std::max(compute, load);
   const double write = 500 + size / 13;
   const double memory = depth * static_cast<double>(p.n) * column_bytes / 2400.0;  // W at the speed of memory
-  if (plan.blocks > 0) {
-    const double exchange = 2000 + 3 * size / 10;
-    return std::max(tiles * one / plan.blocks + write + exchange, memory);
-  }
   const double rounds = std::ceil(tiles / multiprocessors);
   return std::max(rounds * (one + write), memory);
 }
@@ -96,13 +81,8 @@ bool Serves(const Plan& plan, const Problem& p, const Device& device, Packing pa
   if (packing == Packing::kNone || packing != ChoosePacking(p, device)) return false;
   if (plan.rows != RowsOf(p, packing, aligned)) return false;
   if (plan.family != Family::kHopper || device.architecture != 90) return false;
-  return std::any_of(std::begin(kHopperTiles), std::end(kHopperTiles), [&](const HopperTile& tile) {
-    if (plan.blocks > 0) {
-      const int blocks = CutBlocks(p, tile, packing, device.multiprocessors);
-      return blocks > 0 && HopperPlan(tile, plan.rows, std::min(plan.blocks, blocks)) == plan;
-    }
-    return HopperPlan(tile, plan.rows, 0) == plan;
-  });
+  return std::any_of(std::begin(kHopperTiles), std::end(kHopperTiles),
+                     [&](const HopperTile& tile) { return HopperPlan(tile, plan.rows) == plan; });
 }
 
 std::vector<Plan> Candidates(const Problem& p, const Device& device, Packing packing, bool aligned) {
@@ -110,11 +90,8 @@ std::vector<Plan> Candidates(const Problem& p, const Device& device, Packing pac
   if (packing != Packing::kNone && p.m > 0) {
     const Rows rows = RowsOf(p, packing, aligned);
     for (const HopperTile& tile : kHopperTiles) {
-      for (const int blocks : {0, CutBlocks(p, tile, packing, device.multiprocessors)}) {
-        const Plan plan = HopperPlan(tile, rows, blocks);
-        if (Serves(plan, p, device, packing, aligned) && std::find(plans.begin(), plans.end(), plan) == plans.end())
-          plans.push_back(plan);
-      }
+      const Plan plan = HopperPlan(tile, rows);
+      if (Serves(plan, p, device, packing, aligned)) plans.push_back(plan);
     }
     std::stable_sort(plans.begin(), plans.end(), [&](const Plan& a, const Plan& b) {
       return HopperCost(p, a, packing, device.multiprocessors) < HopperCost(p, b, packing, device.multiprocessors);
@@ -128,13 +105,16 @@ Plan MakePlan(const Problem& p, const Device& device, Packing packing, bool alig
   return Candidates(p, device, packing, aligned).front();
 }
 
+bool ComputesStatistics(const Plan& plan, Packing packing) {
+  return plan.family == Family::kHopper && packing == Packing::kHalf && plan.tile_rows <= kMomentRows;
+}
+
 std::string ToString(const Plan& plan) {
   static constexpr const char* kFamilies[] = {"generic", "stream", "tile", "hopper"};
   static constexpr const char* kRows[] = {"input", "padded", "normalised", "int8", "float"};
   std::string text = kFamilies[static_cast<int>(plan.family)];
   if (plan.tile_columns > 0) text += " " + std::to_string(plan.tile_columns) + "x" + std::to_string(plan.tile_rows);
   if (plan.share > 1) text += " share " + std::to_string(plan.share);
-  if (plan.blocks > 0) text += " cut for " + std::to_string(plan.blocks) + " blocks";
   return text + ", rows " + kRows[static_cast<int>(plan.rows)];
 }
 

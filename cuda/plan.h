@@ -46,7 +46,6 @@ struct Plan {
   int tile_rows = 0;     // rows of the input that a block computes at a time; 0: the family has no choice
   int tile_columns = 0;  // columns of W likewise
   int share = 1;         // blocks of a cluster that load the same rows together
-  int blocks = 0;        // so many blocks take equal parts of all tiles, cut along K; 0: a block takes whole tiles
 
   friend bool operator==(const Plan&, const Plan&) = default;
 };
@@ -64,6 +63,9 @@ std::vector<Plan> Candidates(const Problem& problem, const Device& device, Packi
 
 // Whether a plan, wherever it comes from, can compute the problem.
 bool Serves(const Plan& plan, const Problem& problem, const Device& device, Packing packing, bool aligned);
+
+// Whether the product takes the statistics of the rows that it reads, so that nothing must go before it.
+bool ComputesStatistics(const Plan& plan, Packing packing);
 
 std::string ToString(const Plan& plan);
 

@@ -7,12 +7,9 @@
 namespace qkvgemm::cuda {
 namespace {
 
-// One for each warpgroup that computes.
-int FlagCount(const Plan& plan) { return plan.blocks * (plan.tile_columns / kPieceColumns); }
-
 // Parts of the scratch memory, each 256-byte aligned.
 struct Parts {
-  size_t statistics, rows, flags, partial_sums, end;
+  size_t statistics, rows, end;
 };
 
 Parts PartsOf(const Problem& p, const Plan& plan) {
@@ -24,10 +21,7 @@ Parts PartsOf(const Problem& p, const Plan& plan) {
     rows = static_cast<size_t>(p.m * RowPitch(p, plan.rows)) * (plan.rows == Rows::kQuantised ? 1 : SizeOf(p.t));
   Parts parts{};
   parts.rows = after(0, StatisticsBytes(p));
-  parts.flags = after(parts.rows, rows);
-  parts.partial_sums = after(parts.flags, static_cast<size_t>(FlagCount(plan)) * sizeof(uint32_t));
-  parts.end = parts.partial_sums +
-              static_cast<size_t>(plan.blocks) * plan.tile_columns * plan.tile_rows * sizeof(float);
+  parts.end = parts.rows + rows;
   return parts;
 }
 
@@ -42,9 +36,6 @@ Product MakeProduct(const Problem& p, const Operands& o, const Plan& plan, Packi
   product.pitch = RowPitch(p, plan.rows);
   if (p.norm != NormType::kNone || plan.rows == Rows::kQuantised)
     product.statistics = reinterpret_cast<RowStatistics*>(bytes + parts.statistics);
-  product.flags = reinterpret_cast<uint32_t*>(bytes + parts.flags);
-  product.flag_count = FlagCount(plan);
-  product.partial_sums = reinterpret_cast<float*>(bytes + parts.partial_sums);
   product.weights = packed;
   product.columns = reinterpret_cast<const Column*>(static_cast<const char*>(packed) + WeightBytes(p, packing));
   product.m = static_cast<int>(p.m);
@@ -92,14 +83,14 @@ cudaError_t Run(const Problem& p, const Operands& o, const Plan& plan, Packing p
   if (p.m == 0) return cudaSuccess;
   if (plan.family == Family::kGeneric) return RunGeneric(p, o, scratch, stream);
   const Product product = MakeProduct(p, o, plan, packing, packed, scratch);
-  // Where rows are read as they are and nothing is known of them but the input, there is nothing to prepare.
-  const bool prepared =
-      product.statistics != nullptr || plan.rows != Rows::kInput || o.norm != nullptr || product.flag_count > 0;
+  // Where rows are read as they are and the product finds out what it needs of them, there is nothing to prepare.
+  const bool statistics = product.statistics != nullptr && !ComputesStatistics(plan, packing);
+  const bool prepared = statistics || plan.rows != Rows::kInput || o.norm != nullptr;
   if (prepared)
     if (const cudaError_t e = PrepareRows(p, o, plan.rows, product, stream)) return e;
   switch (plan.family) {
     case Family::kHopper:
-      return RunHopper(p, plan, packing, product, prepared, stream);
+      return RunHopper(p, plan, packing, product, stream);
     case Family::kStream:
     case Family::kTile:  // not there yet: no plan names them
     case Family::kGeneric:

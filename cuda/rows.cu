@@ -22,8 +22,6 @@ struct Params {
   NormType type;
   float epsilon;
   Rows rows;
-  uint32_t* flags;
-  int flag_count;
 };
 
 // kWarps warps share a row.
@@ -181,8 +179,6 @@ __global__ void __launch_bounds__(kThreads) RowsKernel(const __grid_constant__ P
   // The order matters: a kernel that starts early may read the input, which is there only once this wait is over.
   WaitForPrevious();
   LetNextStart();
-  if (blockIdx.x == 0)
-    for (int i = threadIdx.x; i < p.flag_count; i += kThreads) p.flags[i] = 0;
   RowKernel<T, kWarps, kAligned>(p).Run();
 }
 
@@ -206,8 +202,7 @@ cudaError_t LaunchType(const Params& p, bool aligned, cudaStream_t stream) {
 cudaError_t PrepareRows(const Problem& p, const Operands& o, Rows rows, const Product& product, cudaStream_t stream) {
   const Params params{o.input,          {o.gamma, p.gamma_type}, {o.beta, p.beta_type}, product.statistics,
                       o.norm,           product.rows,            p.m,                   p.k,
-                      product.pitch,    p.norm,                  p.epsilon,             rows,
-                      product.flags,    product.flag_count};
+                      product.pitch,    p.norm,                  p.epsilon,             rows};
   const bool aligned = p.k % kChunk == 0 && reinterpret_cast<uintptr_t>(o.input) % 16 == 0;
   return p.t == DType::kFloat16 ? LaunchType<__half>(params, aligned, stream)
                                 : LaunchType<__nv_bfloat16>(params, aligned, stream);
