@@ -13,11 +13,12 @@
 #include <thread>
 
 #include "ops/cpu/plan.h"
-#include "test/kernels/support.h"
+#include "test/kernels/case.h"
+#include "test/kernels/pool.h"
 
 using namespace qkvgemm;
 using namespace qkvgemm::cpu;
-using namespace qkvgemm::cpu::support;
+using namespace qkvgemm::support;
 
 namespace {
 

@@ -137,10 +137,10 @@ function sources(...extensions) {
 const tasks = {
   test(args) {
     build();
-    const kernels = 'build/Release/qkvgemm_cpu_test';
     if (args.length === 0) {
-      say('testing the CPU kernels');
-      run(path.resolve(kernels), []);
+      say('testing the CPU kernels and the plans of the CUDA kernels');
+      for (const test of ['qkvgemm_cpu_test', 'qkvgemm_cuda_plan_test'])
+        run(path.resolve('build/Release', test), []);
     }
     // Not in mocha's configuration: it would add the files there to those given here.
     const files = args.some((arg) => arg.endsWith('.ts'));

@@ -8,7 +8,7 @@
 
 #include "ops/cpu/plan.h"
 #include "test/kernels/check.h"
-#include "test/kernels/support.h"
+#include "test/kernels/pool.h"
 
 // Counted, for a call must not allocate.
 static std::atomic<int64_t> allocations{0};
@@ -22,7 +22,7 @@ void operator delete(void* block, size_t) noexcept { std::free(block); }
 
 using namespace qkvgemm;
 using namespace qkvgemm::cpu;
-using namespace qkvgemm::cpu::support;
+using namespace qkvgemm::support;
 
 namespace {
 
@@ -53,7 +53,7 @@ std::vector<char> RunAndCheck(Case& c, Isa isa, bool use_packed, int threads) {
   if (threads == 1 && allocations != before)  // else the pool's threads may count
     Fail(name + ": allocated " + std::to_string(allocations - before) + " times");
 
-  CheckOutputs(c, o.norm != nullptr, 0, name, &elements, Fail);
+  CheckOutputs(c, o.norm != nullptr, Arithmetic{}, name, &elements, Fail);
   return c.OutputBytes();
 }
 

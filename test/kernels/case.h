@@ -1,20 +1,17 @@
-// Shared by the kernel test and the kernel benchmark: random operands of any type, a float64 reference, a
-// thread pool.
+// A problem with random operands of any type and its formula in double, for kernels of any device.
 #pragma once
 
-#include <atomic>
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <random>
-#include <thread>
 #include <vector>
 
 #include "ops/cpu/convert.h"
-#include "ops/cpu/qkv_gemm_cpu.h"
 #include "ops/problem.h"
 
-namespace qkvgemm::cpu::support {
+namespace qkvgemm::support {
 
 // A tensor at an address that is aligned to its element and nothing more.
 class Tensor {
@@ -40,10 +37,10 @@ class Tensor {
         return f;
       case DType::kFloat16:
         std::memcpy(&h, at, 2);
-        return Float16ToFloat(h);
+        return cpu::Float16ToFloat(h);
       case DType::kBFloat16:
         std::memcpy(&h, at, 2);
-        return BFloat16ToFloat(h);
+        return cpu::BFloat16ToFloat(h);
       case DType::kInt8:
         return static_cast<int8_t>(*at);
     }
@@ -58,11 +55,11 @@ class Tensor {
         std::memcpy(at, &f, 4);
         return;
       case DType::kFloat16:
-        h = FloatToFloat16(f);
+        h = cpu::FloatToFloat16(f);
         std::memcpy(at, &h, 2);
         return;
       case DType::kBFloat16:
-        h = FloatToBFloat16(f);
+        h = cpu::FloatToBFloat16(f);
         std::memcpy(at, &h, 2);
         return;
       case DType::kInt8:
@@ -77,9 +74,21 @@ class Tensor {
   std::vector<char> bytes_ = std::vector<char>(64);
 };
 
+// What the input and gamma are like.
+enum class Values {
+  kMixed,       // rows of each RowKind
+  kPlain,       // normal values, no zero row, no outlier
+  kLarge,       // near the largest values of float16, in every other row about a mean
+  kTinyGamma,   // gamma about 1e-4
+  kHugeGamma,   // gamma about 1e3
+  kSpreadGamma  // gamma from 1e-4 to 1e3, of either sign
+};
+enum RowKind { kPlainRow, kLargeMeanRow, kOutlierRow, kZeroRow, kRowKinds };
+
 // One problem with its operands. Set the fields of `p`, then Fill, then Run and Check.
 struct Case {
   Problem p;
+  Values values = Values::kMixed;
   bool gamma = true, beta = true, bias = true, emit_norm = false;
   std::vector<int64_t> splits;
   Tensor x, w, g, b, c, s, z, norm;
@@ -96,11 +105,17 @@ struct Case {
     };
     fill(x, p.t, p.m * p.k, 1.0, 0.3);
     for (int64_t r = 0; r < p.m; ++r) {
-      if (r % 5 == 3)
-        for (int64_t k = 0; k < p.k; ++k) x.Set(r * p.k + k, 0.0);  // zero row
-      if (r % 5 == 1)
-        for (int64_t k = 0; k < p.k; ++k) x.Set(r * p.k + k, 64.0 + x.Get(r * p.k + k));  // large mean
-      if (p.k > 2 && r % 5 == 2) x.Set(r * p.k + p.k / 2, 200.0);                         // outlier channel
+      const RowKind kind = KindOf(r);
+      for (int64_t i = r * p.k; i < (r + 1) * p.k; ++i) {
+        if (kind == kZeroRow) x.Set(i, 0.0);
+        if (values == Values::kLarge) {
+          const double value = kind == kLargeMeanRow ? 60000.0 + 1500.0 * x.Get(i) : 20000.0 * x.Get(i);
+          x.Set(i, std::min(65000.0, std::max(-65000.0, value)));
+        } else if (kind == kLargeMeanRow) {
+          x.Set(i, 64.0 + x.Get(i));
+        }
+      }
+      if (kind == kOutlierRow) x.Set(r * p.k + p.k / 2, 200.0);
     }
     if (p.tw == DType::kInt8) {
       w = Tensor(p.tw, p.k * p.n);
@@ -116,6 +131,13 @@ struct Case {
       fill(w, p.tw, p.k * p.n, 0.05, 0.0);
     }
     fill(g, p.gamma_type, p.k, 0.2, 1.0);
+    if (values == Values::kTinyGamma || values == Values::kHugeGamma)
+      for (int64_t k = 0; k < p.k; ++k) g.Set(k, g.Get(k) * (values == Values::kTinyGamma ? 1e-4 : 1e3));
+    if (values == Values::kSpreadGamma) {
+      std::uniform_real_distribution<double> exponent(-4.0, 3.0);
+      for (int64_t k = 0; k < p.k; ++k)
+        g.Set(k, (random() % 2 ? 1.0 : -1.0) * std::pow(10.0, exponent(random)));
+    }
     fill(b, p.beta_type, p.k, 0.2, 0.0);
     fill(c, p.bias_type, p.n, 0.5, 0.0);
     norm = Tensor(p.t, p.m * p.k);
@@ -123,6 +145,14 @@ struct Case {
     y_pointers.clear();
     for (int64_t width : splits) y.emplace_back(p.t, p.m * width);
     for (Tensor& t : y) y_pointers.push_back(t.Data());
+  }
+
+  RowKind KindOf(int64_t row) const {
+    if (values == Values::kLarge) return row % 2 == 1 ? kLargeMeanRow : kPlainRow;
+    if (values != Values::kMixed) return kPlainRow;
+    if (row % 5 == 3) return kZeroRow;
+    if (row % 5 == 1) return kLargeMeanRow;
+    return p.k > 2 && row % 5 == 2 ? kOutlierRow : kPlainRow;
   }
 
   Operands GetOperands() {
@@ -180,34 +210,4 @@ struct Case {
   }
 };
 
-struct ThreadedPool {
-  ThreadPool pool;
-  explicit ThreadedPool(int threads) {
-    pool.threads = threads;
-    pool.state = this;
-    pool.run = [](void* state, size_t count, void (*fn)(void*, size_t), void* context) {
-      std::atomic<size_t> next{0};
-      auto work = [&] {
-        for (size_t i; (i = next++) < count;) fn(context, i);
-      };
-      std::vector<std::thread> extra;
-      for (int t = 1; t < static_cast<ThreadedPool*>(state)->pool.threads; ++t) extra.emplace_back(work);
-      work();
-      for (auto& t : extra) t.join();
-    };
-  }
-};
-
-struct Buffer {
-  explicit Buffer(size_t bytes) : empty(bytes == 0), storage(bytes + 64) {
-    std::memset(storage.data(), 0xff, storage.size());
-  }
-  // Null where there is nothing, as ONNX Runtime has it.
-  void* Data() {
-    return empty ? nullptr : storage.data() + (64 - reinterpret_cast<uintptr_t>(storage.data()) % 64) % 64;
-  }
-  bool empty;
-  std::vector<char> storage;
-};
-
-}  // namespace qkvgemm::cpu::support
+}  // namespace qkvgemm::support

@@ -1,0 +1,87 @@
+// How far a result may lie from the formula: the same bounds for the kernels of every device, on host and
+// device.
+#pragma once
+
+#include <cmath>
+
+#include "ops/problem.h"
+
+#ifdef __CUDACC__
+#define QKVGEMM_HOST_DEVICE __host__ __device__
+#else
+#define QKVGEMM_HOST_DEVICE
+#endif
+
+namespace qkvgemm::support {
+
+constexpr double kFloatRounding = 0x1p-24;
+
+QKVGEMM_HOST_DEVICE inline double RoundingOf(DType t) {
+  return t == DType::kFloat ? kFloatRounding : t == DType::kFloat16 ? 0x1p-11 : 0x1p-8;
+}
+QKVGEMM_HOST_DEVICE inline double SmallestOf(DType t) { return t == DType::kFloat16 ? 0x1p-25 : 0x1p-126; }
+// What rounds to infinity.
+QKVGEMM_HOST_DEVICE inline double OverflowOf(DType t) {
+  return t == DType::kFloat16 ? 65520.0 : 0x1.ffffffp127;
+}
+
+// How a kernel computes the product.
+struct Arithmetic {
+  double operand = 0;   // relative error of each product's operands where a kernel rounds them to T (0: none)
+  bool matrix = false;  // sums on matrix instructions
+  bool mean_last = false;     // sums run over the input as it is; the mean's part is subtracted from them
+  bool rows_rounded = false;  // operands may be subnormal in T
+};
+
+// One dot product in double.
+struct Sums {
+  double sum = 0;        // of norm(x) * w
+  double magnitude = 0;  // of |norm(x) * w|
+  double input = 0;      // of |x / deviation * gamma * w|: what `mean_last` sums
+  double squares = 0;    // of (norm(x) * w)^2
+};
+
+// A dot product of K terms in any order costs at most K u times the sum of magnitudes, with u = 2^-24; in
+// practice errors add like a random walk, hence the roots, with factors that fresh inputs stay under.
+//
+// Matrix instructions form exact products, shift the 8 or 16 of a step and the sum so far to the largest
+// exponent among them, and cut off what falls below about 24 bits (M. Fasi, N. J. Higham, M. Mikaitis, S.
+// Pranesh: Numerical behavior of NVIDIA tensor cores, PeerJ CS 2021). Where signs are mixed a sum of K terms
+// is near magnitude / sqrt(K), so that cutting the sum K / 8 times towards zero adds up to about sqrt(K) / 8
+// u magnitude, and cutting K products, whose signs are mixed, to about u magnitude. The bound is four times
+// the first and eight times the second.
+QKVGEMM_HOST_DEVICE inline double AccumulationBound(double k, const Arithmetic& a) {
+  return kFloatRounding * (a.matrix ? 0.5 * std::sqrt(k) + 8.0 : 4.0 * std::sqrt(k) + 16.0);
+}
+
+// Error of one normalised element: a few roundings of the row's statistics and of its own scaling, relative
+// to the row's largest value. `largest` is 0 where nothing is normalised.
+QKVGEMM_HOST_DEVICE inline double ElementBound(double largest) { return 16 * kFloatRounding * largest; }
+
+QKVGEMM_HOST_DEVICE inline double NormBound(DType t, double expected, double largest) {
+  return ElementBound(largest) + RoundingOf(t) * std::fabs(expected) + SmallestOf(t);
+}
+
+// `widest`: the column's largest weight. `step`: distance of quantised values (activation_quant), else 0: the
+// reference rounds the same way, but a tie may fall to the other side; more than two ties in a row of random
+// values are improbable.
+QKVGEMM_HOST_DEVICE inline double OutputBound(const Problem& p, const Arithmetic& a, const Sums& s,
+                                              double bias, double largest, double widest, double step) {
+  const double k = static_cast<double>(p.k), root = std::sqrt(k);
+  const double expected = std::fabs(s.sum + bias);
+  const double magnitude = a.mean_last ? s.input + s.magnitude : s.magnitude;
+  double bound = AccumulationBound(k, a) * (magnitude + std::fabs(bias));
+  bound += ElementBound(largest) * root * widest;
+  bound += 6 * a.operand * std::sqrt(s.squares);  // independent roundings: six deviations
+  if (a.rows_rounded) bound += 6 * SmallestOf(p.t) * root * widest;
+  bound += 2 * step * widest;
+  return bound + RoundingOf(p.t) * (expected + bound) + SmallestOf(p.t);
+}
+
+// NaN is never within a bound; an infinity is where the formula's value rounds to it.
+QKVGEMM_HOST_DEVICE inline bool Within(DType t, double got, double expected, double bound) {
+  if (std::fabs(got - expected) <= bound) return true;
+  return std::isinf(got) && (got > 0) == (expected > 0) && std::fabs(expected) + bound >= OverflowOf(t);
+}
+
+}  // namespace qkvgemm::support

@@ -1,0 +1,121 @@
+// Plans of the CUDA kernels over many shapes, types and devices; needs no GPU. Exits 1 if a plan is wrong.
+#include <cstdio>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "cuda/plan.h"
+
+using namespace qkvgemm;
+using namespace qkvgemm::cuda;
+
+namespace {
+
+int failures = 0;
+long long plans = 0, problems = 0;
+
+std::string Describe(const Problem& p, const Device& d, Packing packing, bool aligned) {
+  auto n = [](auto v) { return std::to_string(static_cast<long long>(v)); };
+  return "m=" + n(p.m) + " k=" + n(p.k) + " n=" + n(p.n) + " t=" + n(p.t) + " tw=" + n(p.tw) +
+         " norm=" + n(p.norm) + " quant=" + n(p.activation_quant) + " splits=" + n(p.num_splits) +
+         " sm=" + n(d.architecture) + "x" + n(d.multiprocessors) + " packing=" + n(packing) +
+         " aligned=" + n(aligned);
+}
+
+void Expect(bool condition, const char* what, const Problem& p, const Device& d, Packing packing,
+            bool aligned, const Plan& plan) {
+  if (condition || ++failures > 20) return;
+  std::printf("FAIL %s: %s, plan '%s'\n", what, Describe(p, d, packing, aligned).c_str(),
+              ToString(plan).c_str());
+}
+
+void CheckPlans(const Problem& p, const Device& d, Packing packing, bool aligned) {
+  ++problems;
+  const Plan chosen = MakePlan(p, d, packing, aligned);
+  Expect(Serves(chosen, p, d, packing, aligned), "MakePlan's plan does not serve", p, d, packing, aligned,
+         chosen);
+  Expect(chosen == MakePlan(p, d, packing, aligned), "MakePlan is not a function", p, d, packing, aligned,
+         chosen);
+  const std::vector<Plan> all = Candidates(p, d, packing, aligned);
+  Expect(!all.empty() && all.front() == chosen, "MakePlan's plan is not the first candidate", p, d, packing,
+         aligned, chosen);
+  for (size_t i = 0; i < all.size(); ++i, ++plans) {
+    Expect(Serves(all[i], p, d, packing, aligned), "a candidate does not serve", p, d, packing, aligned,
+           all[i]);
+    Expect(!ToString(all[i]).empty(), "a plan has no name", p, d, packing, aligned, all[i]);
+    for (size_t j = 0; j < i; ++j) {
+      Expect(!(all[i] == all[j]), "a candidate is there twice", p, d, packing, aligned, all[i]);
+      Expect(ToString(all[i]) != ToString(all[j]), "two candidates have one name", p, d, packing, aligned,
+             all[i]);
+    }
+    if (all[i].family == Family::kGeneric) continue;
+    Expect(!Serves(all[i], p, d, Packing::kNone, aligned), "a matrix plan takes weights that are not packed",
+           p, d, packing, aligned, all[i]);
+    Expect(d.architecture >= 75, "matrix instructions on a device that lacks them", p, d, packing, aligned,
+           all[i]);
+    Expect(all[i].family != Family::kHopper || d.architecture == 90, "wgmma outside of sm_90", p, d, packing,
+           aligned, all[i]);
+    Expect(all[i].rows != Rows::kInput || (aligned && p.k % 8 == 0),
+           "16-byte loads from rows that are not aligned", p, d, packing, aligned, all[i]);
+    Expect(all[i].rows != Rows::kQuantised || p.activation_quant, "rows are quantised unasked", p, d, packing,
+           aligned, all[i]);
+    Expect(p.t != DType::kFloat, "float32 on matrix instructions", p, d, packing, aligned, all[i]);
+  }
+}
+
+// The packing may not depend on the rows of a call: weights are packed once.
+void CheckPacking(Problem p, const Device& d, Packing packing) {
+  for (int64_t m : {0, 1, 16, 4096}) {
+    p.m = m;
+    Expect(ChoosePacking(p, d) == packing, "the packing depends on the rows", p, d, packing, true, {});
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const unsigned seed = argc > 1 ? static_cast<unsigned>(std::stoul(argv[1])) : std::random_device{}();
+  std::printf("seed %u (pass it as the argument to repeat)\n", seed);
+  std::mt19937 random(seed);
+  const std::vector<Device> devices = {{70, 80},  {75, 40}, {80, 108},  {86, 28},  {89, 128},
+                                       {90, 132}, {90, 1},  {100, 148}, {120, 170}};
+  const std::vector<int64_t> sizes = {0,   1,   2,   7,   8,    9,    15,   16,    17,
+                                      31,  63,  64,  65,  96,   127,  128,  129,   200,
+                                      255, 256, 257, 768, 1024, 4096, 8192, 12288, 50257};
+  const auto pick = [&](const auto& from) { return from[random() % from.size()]; };
+  for (const Device& device : devices) {
+    for (int64_t m : sizes) {
+      for (int i = 0; i < 400; ++i) {
+        Problem p;
+        p.m = m, p.k = pick(sizes), p.n = pick(sizes);
+        p.t = static_cast<DType>(random() % 3);
+        p.tw = static_cast<DType>(random() % 4);
+        p.norm = static_cast<NormType>(random() % 3);
+        p.transposed = random() % 2;
+        if (p.tw == DType::kInt8) {
+          p.activation_quant = random() % 2;
+          p.has_zero_point = random() % 2;
+          p.scale_layout = random() % 3 == 0 ? ScaleLayout::kBlocks : ScaleLayout::kColumnGroups;
+          p.scale_groups = random() % 2 ? 1 : p.n;
+          p.scale_block = p.k;
+        }
+        std::vector<int64_t> splits(random() % 4 == 0 ? 9 : 1 + random() % 3);
+        int64_t left = p.n;
+        for (int64_t& width : splits) left -= width = left / 2;
+        splits.back() += left;
+        p.splits = splits.data(), p.num_splits = static_cast<int64_t>(splits.size());
+        const Packing packing = ChoosePacking(p, device);
+        CheckPacking(p, device, packing);
+        for (bool aligned : {false, true}) {
+          CheckPlans(p, device, packing, aligned);
+          CheckPlans(p, device, Packing::kNone, aligned);
+        }
+      }
+    }
+  }
+  const Plan generic;
+  if (ToString(generic).find("generic") == std::string::npos)
+    ++failures, std::printf("FAIL generic has no name\n");
+  std::printf("%lld problems, %lld plans, %d failures\n", problems, plans, failures);
+  return failures == 0 ? 0 : 1;
+}
