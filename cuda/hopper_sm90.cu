@@ -300,7 +300,6 @@ struct Block {
     using T = typename C::T;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, t = lane % 4, thread = threadIdx.x % 128;
     const int column0 = (FirstPieceRow(place) + group) * kPieceColumns, row0 = place.rows * C::kTokens;
-    if (column0 >= p.n) return;  // the same for the whole warpgroup
     const uint32_t results = out + group * C::kOutBytes;
     const uint32_t statistics = Statistics(p.moments ? 0 : group);
     if (thread < C::kTokens / 2 && !p.moments)
@@ -313,6 +312,7 @@ struct Block {
     } else {
       GroupSync(group);
     }
+    if (column0 >= p.n) return;  // the same for the whole warpgroup
 #pragma unroll
     for (int j = 0; j < C::kTokens / 8; j += 2) {
       uint32_t r[4];

@@ -49,20 +49,21 @@ Plan HopperPlan(const HopperTile& tile, Rows rows) {
 }
 
 // An estimate in cycles of a multiprocessor: each tile as long as its matrix instructions or its loads take (measured on
-// an H200: 42 bytes a cycle), and what goes with it.
+// an H200: 42 bytes a cycle), or all of them as long as W takes from memory; and a share of the former where it is the
+// latter that counts, since neither hides the other completely.
 double HopperCost(const Problem& p, const Plan& plan, Packing packing, int multiprocessors) {
-  const double tiles = static_cast<double>(CeilDiv(p.n, plan.tile_columns) * CeilDiv(p.m, plan.tile_rows));
+  const auto row_tiles = static_cast<double>(CeilDiv(p.m, plan.tile_rows));
+  const double tiles = static_cast<double>(CeilDiv(p.n, plan.tile_columns)) * row_tiles;
   const auto depth = static_cast<double>(RoundUp(p.k, PieceDepth(packing)));
   const double size = static_cast<double>(plan.tile_columns) * plan.tile_rows;
   const double compute = depth * size / (packing == Packing::kInt8Activations ? 8192.0 : 4096.0);
   const double column_bytes = packing == Packing::kHalf ? 2.0 : 1.0;
   const double row_bytes = packing == Packing::kInt8Activations ? 1.0 : 2.0;
   const double load = depth * (column_bytes * plan.tile_columns + row_bytes * plan.tile_rows) / 42.0;
-  const double one = std::max(compute, load);
   const double write = 500 + size / 13;
-  const double memory = depth * static_cast<double>(p.n) * column_bytes / 2400.0;  // W at the speed of memory
-  const double rounds = std::ceil(tiles / multiprocessors);
-  return std::max(rounds * (one + write), memory);
+  const double multiply = std::ceil(tiles / multiprocessors) * (std::max(compute, load) + write);
+  const double memory = depth * static_cast<double>(p.n) * column_bytes / 2400.0 * (1 + 0.02 * (row_tiles - 1));
+  return std::max(multiply, memory) + 0.25 * std::min(multiply, memory);
 }
 
 }  // namespace
