@@ -12,6 +12,13 @@ struct LaunchShape {
   bool dependent = false;  // may start before the kernel before it ends; it waits by griddepcontrol.wait
 };
 
+// Whether the current device knows programmatic dependent launch.
+inline bool HasDependentLaunch() {
+  int device = 0, major = 0;
+  return cudaGetDevice(&device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess && major >= 9;
+}
+
 template <typename... Parameters, typename... Arguments>
 cudaError_t Launch(void (*kernel)(Parameters...), const LaunchShape& shape, cudaStream_t stream,
                    const Arguments&... arguments) {
@@ -28,7 +35,7 @@ cudaError_t Launch(void (*kernel)(Parameters...), const LaunchShape& shape, cuda
     a.val.clusterDim.x = shape.cluster;
     a.val.clusterDim.y = a.val.clusterDim.z = 1;
   }
-  if (shape.dependent) {
+  if (shape.dependent && HasDependentLaunch()) {
     auto& a = attributes[config.numAttrs++];
     a.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     a.val.programmaticStreamSerializationAllowed = 1;

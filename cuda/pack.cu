@@ -111,6 +111,10 @@ __global__ void __launch_bounds__(kThreads) PackKernel(const Params p) {
   p.columns[column] = out;
 }
 
+// Launched after PackKernel: a kernel that reads weights before it waits for the one before then never meets weights
+// that are still on their way.
+__global__ void FenceKernel() {}
+
 }  // namespace
 
 size_t PackedBytes(const Problem& p, Packing packing) {
@@ -133,6 +137,7 @@ cudaError_t Pack(const Problem& p, const Operands& o, Packing packing, void* pac
   params.pieces = static_cast<char*>(packed);
   params.columns = reinterpret_cast<Column*>(params.pieces + WeightBytes(p, packing));
   PackKernel<<<static_cast<unsigned>(PieceRows(p)), kThreads, 0, stream>>>(params);
+  FenceKernel<<<1, 1, 0, stream>>>();
   return cudaGetLastError();
 }
 

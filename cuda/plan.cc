@@ -66,11 +66,52 @@ double HopperCost(const Problem& p, const Plan& plan, Packing packing, int multi
   return std::max(multiply, memory) + 0.25 * std::min(multiply, memory);
 }
 
+struct Tile {
+  int columns, rows;
+};
+// The tiles of cuda/stream.cu.
+constexpr Tile kStreamTiles[] = {{16, 8}, {32, 8}, {48, 8}, {96, 8}, {16, 16}, {32, 16}, {48, 16}, {96, 16}};
+
+Plan TilePlan(Family family, const Tile& tile, Rows rows) {
+  Plan plan;
+  plan.family = family;
+  plan.rows = rows;
+  plan.tile_columns = tile.columns;
+  plan.tile_rows = tile.rows;
+  return plan;
+}
+
+// In columns of W that a multiprocessor reads; a block reads the rows besides.
+double StreamCost(const Problem& p, const Plan& plan, int multiprocessors) {
+  const int64_t blocks = CeilDiv(p.n, plan.tile_columns);
+  return static_cast<double>(CeilDiv(blocks, multiprocessors)) * (plan.tile_columns + 0.25 * plan.tile_rows);
+}
+
+bool ServesStream(const Plan& plan, const Problem& p) {
+  // Eight rows in tiles of 16 would only waste work.
+  if (p.m > plan.tile_rows || (p.m <= 8 && plan.tile_rows > 8)) return false;
+  return std::any_of(std::begin(kStreamTiles), std::end(kStreamTiles),
+                     [&](const Tile& tile) { return TilePlan(Family::kStream, tile, plan.rows) == plan; });
+}
+
+// Best first.
+std::vector<Plan> StreamPlans(const Problem& p, const Device& device, Rows rows) {
+  std::vector<Plan> plans;
+  for (const Tile& tile : kStreamTiles) {
+    const Plan plan = TilePlan(Family::kStream, tile, rows);
+    if (ServesStream(plan, p)) plans.push_back(plan);
+  }
+  std::stable_sort(plans.begin(), plans.end(), [&](const Plan& a, const Plan& b) {
+    return StreamCost(p, a, device.multiprocessors) < StreamCost(p, b, device.multiprocessors);
+  });
+  return plans;
+}
+
 }  // namespace
 
 Packing ChoosePacking(const Problem& p, const Device& device) {
   if (!IsHalf(p.t) || p.k == 0 || p.n == 0 || !FitsInt(p) || NonEmptySplits(p) > kMaxSplits) return Packing::kNone;
-  if (device.architecture < 90 || device.architecture >= 100) return Packing::kNone;
+  if (device.architecture < (p.t == DType::kBFloat16 ? 80 : 75)) return Packing::kNone;
   if (p.tw != DType::kInt8) return Packing::kHalf;
   const bool plain = p.scale_layout == ScaleLayout::kColumnGroups && !p.has_zero_point;
   if (p.activation_quant) return plain ? Packing::kInt8Activations : Packing::kNone;
@@ -81,6 +122,7 @@ bool Serves(const Plan& plan, const Problem& p, const Device& device, Packing pa
   if (plan.family == Family::kGeneric) return plan.rows == Rows::kFloat;
   if (packing == Packing::kNone || packing != ChoosePacking(p, device)) return false;
   if (plan.rows != RowsOf(p, packing, aligned)) return false;
+  if (plan.family == Family::kStream) return ServesStream(plan, p);
   if (plan.family != Family::kHopper || device.architecture != 90) return false;
   return std::any_of(std::begin(kHopperTiles), std::end(kHopperTiles),
                      [&](const HopperTile& tile) { return HopperPlan(tile, plan.rows) == plan; });
@@ -97,6 +139,8 @@ std::vector<Plan> Candidates(const Problem& p, const Device& device, Packing pac
     std::stable_sort(plans.begin(), plans.end(), [&](const Plan& a, const Plan& b) {
       return HopperCost(p, a, packing, device.multiprocessors) < HopperCost(p, b, packing, device.multiprocessors);
     });
+    const std::vector<Plan> stream = StreamPlans(p, device, rows);
+    plans.insert(plans.begin(), stream.begin(), stream.end());
   }
   plans.push_back(Plan{});
   return plans;
@@ -107,6 +151,7 @@ Plan MakePlan(const Problem& p, const Device& device, Packing packing, bool alig
 }
 
 bool ComputesStatistics(const Plan& plan, Packing packing) {
+  if (plan.family == Family::kStream) return packing == Packing::kHalf;
   return plan.family == Family::kHopper && packing == Packing::kHalf && plan.tile_rows <= kMomentRows;
 }
 
@@ -114,9 +159,13 @@ std::string ToString(const Plan& plan) {
   static constexpr const char* kFamilies[] = {"generic", "stream", "tile", "hopper"};
   static constexpr const char* kRows[] = {"input", "padded", "normalised", "int8", "float"};
   std::string text = kFamilies[static_cast<int>(plan.family)];
-  if (plan.tile_columns > 0) text += " " + std::to_string(plan.tile_columns) + "x" + std::to_string(plan.tile_rows);
-  if (plan.share > 1) text += " share " + std::to_string(plan.share);
-  return text + ", rows " + kRows[static_cast<int>(plan.rows)];
+  const auto add = [&text](const char* before, int value) { text.append(before).append(std::to_string(value)); };
+  if (plan.tile_columns > 0) {
+    add(" ", plan.tile_columns);
+    add("x", plan.tile_rows);
+  }
+  if (plan.share > 1) add(" share ", plan.share);
+  return text.append(", rows ").append(kRows[static_cast<int>(plan.rows)]);
 }
 
 }  // namespace qkvgemm::cuda

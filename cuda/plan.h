@@ -26,7 +26,7 @@ enum class Packing : uint8_t {
 
 enum class Family : uint8_t {
   kGeneric,  // any problem: rows in float32, then a tiled product without matrix instructions
-  kStream,   // few rows: one pass over W at the speed of memory, on mma.sync (sm_80 and later)
+  kStream,   // few rows: one pass over W at the speed of memory, on mma.sync (sm_75 and later)
   kTile,     // any number of rows on mma.sync (sm_75 and later)
   kHopper,   // any number of rows on TMA and wgmma (sm_90)
 };

@@ -92,7 +92,8 @@ cudaError_t Run(const Problem& p, const Operands& o, const Plan& plan, Packing p
     case Family::kHopper:
       return RunHopper(p, plan, packing, product, stream);
     case Family::kStream:
-    case Family::kTile:  // not there yet: no plan names them
+      return RunStream(p, plan, packing, product, stream);
+    case Family::kTile:  // not there yet: no plan names it
     case Family::kGeneric:
       break;
   }

@@ -1,0 +1,389 @@
+// Few rows: one pass over W at the speed of memory, on mma.sync (sm_75 and later).
+//
+// A block computes some groups of 16 columns for all rows, and its warps share the pieces along K. W goes
+// from memory to registers in 16-byte loads, all of a step of 128 bytes of k (256 for halves from int8) while
+// the step before is computed, and is never shared. A sum over k may be taken in any order as long as W and
+// the rows agree, so:
+//
+//   kHalf, kInt8Activations  lane (g, t) takes chunks t and 4 + t of columns g and g + 8, and the same chunks
+//   of the
+//                            input's row g, straight from memory as well
+//   kInt8                    W lies in fragment order; the rows come through a ring in shared memory, one for
+//   each warp
+#include "cuda/elements.cuh"
+#include "cuda/families.h"
+#include "cuda/launch.h"
+#include "cuda/mma.cuh"
+#include "cuda/moments.cuh"
+#include "cuda/output.cuh"
+#include "cuda/shared.cuh"
+#include "cuda/widen.cuh"
+
+namespace qkvgemm::cuda {
+namespace {
+
+constexpr int kWarps = 8;
+constexpr int kThreads = kWarps * 32;
+constexpr int kGroupColumns = 16;
+
+struct Params : Product {
+  int64_t row_bytes;  // of the input
+  NormType norm;      // of statistics that are computed here; kNone: they are given
+  float epsilon;
+};
+
+// kGroups groups of columns, kTokens rows of the input.
+template <typename T_, Packing kPacking_, int kGroups_, int kTokens_>
+struct Config {
+  using T = T_;
+  static constexpr bool kWiden = kPacking_ == Packing::kInt8;
+  static constexpr bool kInt8Rows = kPacking_ == Packing::kInt8Activations;
+  using Element = std::conditional_t<kInt8Rows, int8_t, T>;
+  using Sum = typename Mma<Element>::Accumulator;
+  static constexpr int kGroups = kGroups_, kTokens = kTokens_;
+  static constexpr int kColumns = kGroups * kGroupColumns;
+  static constexpr int kBlocks = kTokens / 8;               // matrix instructions along the rows of the input
+  static constexpr int kPiecesPerStep = kWiden ? 2 : 1;     // of W, along K
+  static constexpr int kPieceVectors = kWiden ? 256 : 512;  // of 16 bytes
+  static constexpr int kGroupVectors = kPieceVectors / 4;   // of a piece
+  static constexpr int kSecondVector =
+      kWiden ? 32 : 64;  // from a lane's first vector of a half step to its second
+  // Sums pass through shared memory some groups at a time: all of 96 columns and 16 rows would not fit.
+  static constexpr int kRoundGroups = kGroups < 3 ? kGroups : 3;
+  static constexpr int kRoundColumns = kRoundGroups * kGroupColumns;
+  static constexpr int kRounds = kGroups / kRoundGroups;
+  static constexpr int kLaneColumns = (kRoundColumns + 31) / 32;
+  static constexpr int kSumPitch = kTokens + 1;  // against bank conflicts
+  static constexpr int kSumsBytes = kWarps * kRoundColumns * kSumPitch * 4;
+  static constexpr bool kMoments = kPacking_ == Packing::kHalf;
+  static constexpr int kMomentsBytes = kMoments ? kWarps * kTokens * static_cast<int>(sizeof(Moments)) : 0;
+  static constexpr int kStages = 3;
+  static constexpr int kStageBytes = kTokens * kPieceRowBytes;
+  static constexpr int kRingBytes = kWiden ? kWarps * kStages * kStageBytes : 0;
+  static constexpr int kSharedBytes =
+      kRingBytes > kSumsBytes + kMomentsBytes ? kRingBytes : kSumsBytes + kMomentsBytes;
+};
+
+// Read once: not kept in the L1 cache, and asked for in long runs.
+__device__ __forceinline__ uint4 LoadStream(const uint4* p) {
+  uint4 v;
+#if __CUDA_ARCH__ >= 800
+#define QKV_PREFETCH ".L2::256B"
+#else
+#define QKV_PREFETCH ".L2::128B"
+#endif
+  asm volatile("ld.global.nc.L1::no_allocate" QKV_PREFETCH ".v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p));
+#undef QKV_PREFETCH
+  return v;
+}
+__device__ __forceinline__ void PrefetchL2(const void* p) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+}
+
+template <typename C>
+class Block {
+ public:
+  __device__ __forceinline__ Block(const Params& p, char* shared) : p_(p), shared_(shared) {
+    const int groups = static_cast<int>(CeilDiv(p.n, kGroupColumns));
+    const int lane_vector = C::kWiden ? lane_ : g_ * 8 + ((t_ ^ (g_ & 3)) | (g_ & 4));
+#pragma unroll
+    for (int i = 0; i < C::kGroups; ++i) {
+      // Groups behind the last are computed as the last, and not written.
+      const int group = min(static_cast<int>(blockIdx.x) * C::kGroups + i, groups - 1);
+      weights_[i] = static_cast<const uint4*>(p.weights) +
+                    static_cast<int64_t>(group / 4) * p.pieces_per_row * C::kPieceVectors +
+                    group % 4 * C::kGroupVectors + lane_vector;
+    }
+  }
+
+  __device__ __forceinline__ void Run() {
+    const int steps = (p_.pieces_per_row + C::kPiecesPerStep - 1) / C::kPiecesPerStep;
+    LetNextStart();
+    if (warp_ < steps) {
+#pragma unroll
+      for (int i = 0; i < C::kGroups; ++i) {
+        LoadWeights(warp_, 0, i);
+        LoadWeights(warp_, 1, i);
+      }
+    }
+    if (threadIdx.x < C::kColumns && FirstColumn() + static_cast<int>(threadIdx.x) < p_.n)
+      PrefetchL2(p_.columns + FirstColumn() + threadIdx.x);
+    // Weights never depend on the kernel before. Everything else does.
+    WaitForPrevious();
+    if constexpr (C::kWiden) {
+      MultiplyWidened(steps);
+    } else {
+      MultiplyDirectly(steps);
+    }
+    Write();
+  }
+
+ private:
+  __device__ __forceinline__ int FirstColumn() const { return blockIdx.x * C::kColumns; }
+
+  // A step has two halves: of 64 bytes of k, or of one piece of int8.
+  __device__ __forceinline__ void LoadWeights(int step, int half, int group) {
+    const uint4* from = weights_[group];
+    if constexpr (C::kWiden) {
+      if (step * 2 + half >= p_.pieces_per_row) return;  // what is there meets zeros
+      from += static_cast<int64_t>(step * 2 + half) * C::kPieceVectors;
+    } else {
+      // The chunk 4 + t lies where t does but for one bit.
+      from += static_cast<int64_t>(step) * C::kPieceVectors + (half ? 4 - (g_ & 4) * 2 : 0);
+    }
+    w_[group][half][0] = LoadStream(from);
+    w_[group][half][1] = LoadStream(from + C::kSecondVector);
+  }
+
+  __device__ __forceinline__ void MultiplyDirectly(int steps) {
+    uint4 x[2][C::kBlocks];
+    const auto load = [&](int step, int half) __attribute__((always_inline)) {
+      const int64_t at = RowByte(step, half);
+#pragma unroll
+      for (int j = 0; j < C::kBlocks; ++j) {
+        const int row = j * 8 + g_;
+        x[half][j] = uint4{0, 0, 0, 0};
+        if (row < p_.m && at < p_.row_bytes)
+          x[half][j] =
+              *reinterpret_cast<const uint4*>(static_cast<const char*>(p_.rows) + row * p_.row_bytes + at);
+      }
+    };
+    if (warp_ < steps) load(warp_, 0), load(warp_, 1);
+    for (int step = warp_; step < steps; step += kWarps) {
+      const int next = step + kWarps;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        if constexpr (C::kMoments) {
+          if (p_.norm != NormType::kNone)
+            AddMoments(x[half], p_.k - static_cast<int>(RowByte(step, half) / 2));
+        }
+#pragma unroll
+        for (int i = 0; i < C::kGroups; ++i) {
+          const uint4 low = w_[i][half][0], high = w_[i][half][1];
+#pragma unroll
+          for (int j = 0; j < C::kBlocks; ++j) {
+            Mma<typename C::Element>::Run(sums_[i][j], {low.x, high.x, low.y, high.y}, x[half][j].x,
+                                          x[half][j].y);
+            Mma<typename C::Element>::Run(sums_[i][j], {low.z, high.z, low.w, high.w}, x[half][j].z,
+                                          x[half][j].w);
+          }
+          if (next < steps) LoadWeights(next, half, i);
+        }
+        if (next < steps) load(next, half);
+      }
+    }
+  }
+  // Chunks of the rows g of which `left` values and more are there.
+  __device__ __forceinline__ void AddMoments(const uint4 (&x)[C::kBlocks], int left) {
+    const bool centred = p_.norm == NormType::kLayerNorm;
+#pragma unroll
+    for (int j = 0; j < C::kBlocks; ++j) {
+      float v[8];
+      Unpack<typename C::T>(x[j], v);
+      if (left >= 8) {
+        moments_[j].Add(v, 8, centred);
+      } else if (left > 0) {
+        moments_[j].Add(v, left, centred);
+      }
+    }
+  }
+  // Of the input's rows: where this lane's chunk begins.
+  __device__ __forceinline__ int64_t RowByte(int step, int half) const {
+    return static_cast<int64_t>(step) * kPieceRowBytes + half * 64 + t_ * 16;
+  }
+
+  __device__ __forceinline__ void MultiplyWidened(int steps) {
+    const uint32_t ring = SharedAddress(shared_) + warp_ * C::kStages * C::kStageBytes;
+    // Every half step has its group of copies, though it may be empty.
+    const auto copy = [&](int step, int half, int stage) __attribute__((always_inline)) {
+      const int chunk = lane_ % 8;
+      const int64_t at = static_cast<int64_t>(step * 2 + half) * kPieceRowBytes + chunk * 16;
+      if (step < steps) {
+#pragma unroll
+        for (int r = 0; r < C::kTokens; r += 4) {
+          const int row = r + lane_ / 8;
+          const bool there = row < p_.m && at < p_.row_bytes;
+          CopyAsync(ring + stage * C::kStageBytes + row * kPieceRowBytes + ((chunk ^ (row & 7)) * 16),
+                    static_cast<const char*>(p_.rows) + (there ? row * p_.row_bytes + at : 0), there);
+        }
+      }
+      CommitCopies();
+    };
+    copy(warp_, 0, 0);
+    copy(warp_, 1, 1);
+    int stage = 0;
+    for (int step = warp_; step < steps; step += kWarps) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        WaitForCopies<1>();
+        __syncwarp();
+        // Into the stage of the half step before, which every lane has done with.
+        copy(step + kWarps, half, stage == 0 ? 2 : stage - 1);
+        uint32_t x[C::kBlocks][2][4];  // [1]: the second 32 of k; of each, two steps of 16
+#pragma unroll
+        for (int j = 0; j < C::kBlocks; ++j)
+#pragma unroll
+          for (int h = 0; h < 2; ++h)
+            LoadMatrices(x[j][h], ring + stage * C::kStageBytes + (j * 8 + lane_ % 8) * kPieceRowBytes +
+                                      (((h * 4 + lane_ / 8) ^ lane_ % 8) * 16));
+#pragma unroll
+        for (int i = 0; i < C::kGroups; ++i) {
+#pragma unroll
+          for (int h = 0; h < 2; ++h) {
+            const uint4 w = w_[i][half][h];
+            uint32_t a[2][4];
+            Widen<typename C::T>(w.x, a[0][0], a[0][1]);
+            Widen<typename C::T>(w.y, a[0][2], a[0][3]);
+            Widen<typename C::T>(w.z, a[1][0], a[1][1]);
+            Widen<typename C::T>(w.w, a[1][2], a[1][3]);
+#pragma unroll
+            for (int j = 0; j < C::kBlocks; ++j) {
+              Mma<typename C::Element>::Run(sums_[i][j], a[0], x[j][h][0], x[j][h][1]);
+              Mma<typename C::Element>::Run(sums_[i][j], a[1], x[j][h][2], x[j][h][3]);
+            }
+          }
+          if (step + kWarps < steps) LoadWeights(step + kWarps, half, i);
+        }
+        stage = stage == 2 ? 0 : stage + 1;
+      }
+    }
+    __syncthreads();  // the rings become the place of the sums
+  }
+
+  __device__ __forceinline__ void Write() {
+    Column columns[C::kRounds][C::kLaneColumns];
+#pragma unroll
+    for (int round = 0; round < C::kRounds; ++round)
+#pragma unroll
+      for (int i = 0; i < C::kLaneColumns; ++i)
+        columns[round][i] =
+            p_.columns[min(FirstColumn() + round * C::kRoundColumns + i * 32 + lane_, p_.n - 1)];
+    auto* const sums = reinterpret_cast<typename C::Sum*>(shared_);             // [warp][column][row]
+    auto* const moments = reinterpret_cast<Moments*>(shared_ + C::kSumsBytes);  // [warp][row]
+    if constexpr (C::kMoments) ShareMoments(moments);
+#pragma unroll
+    for (int round = 0; round < C::kRounds; ++round) {
+      if (round > 0) __syncthreads();
+#pragma unroll
+      for (int i = 0; i < C::kRoundGroups; ++i)
+#pragma unroll
+        for (int j = 0; j < C::kBlocks; ++j) {
+          const auto& d = sums_[round * C::kRoundGroups + i][j];
+          auto* to =
+              sums + (warp_ * C::kRoundColumns + i * kGroupColumns + g_) * C::kSumPitch + j * 8 + t_ * 2;
+          to[0] = d[0], to[1] = d[1];
+          to += 8 * C::kSumPitch;
+          to[0] = d[2], to[1] = d[3];
+        }
+      __syncthreads();
+      for (int row = warp_; row < min(C::kTokens, p_.m); row += kWarps) {
+        const RowStatistics statistics = Statistics(row, moments);
+#pragma unroll
+        for (int i = 0; i < C::kLaneColumns; ++i) {
+          const int in_round = i * 32 + lane_, column = FirstColumn() + round * C::kRoundColumns + in_round;
+          if (in_round >= C::kRoundColumns || column >= p_.n) continue;
+          typename C::Sum sum = 0;
+#pragma unroll
+          for (int w = 0; w < kWarps; ++w)
+            sum += sums[(w * C::kRoundColumns + in_round) * C::kSumPitch + row];
+          const OutputColumn<typename C::T> y(p_, column);
+          if (y.first)
+            *y.Row(row) =
+                static_cast<typename C::T>(Finish(columns[round][i], static_cast<float>(sum), statistics));
+        }
+      }
+    }
+  }
+
+  __device__ __forceinline__ void ShareMoments(Moments* moments) {
+#pragma unroll
+    for (int j = 0; j < C::kBlocks; ++j) {
+      for (int o = 1; o <= 2; o *= 2) moments_[j].Merge(moments_[j].Shuffled(o));
+      if (t_ == 0) moments[warp_ * C::kTokens + j * 8 + g_] = moments_[j];
+    }
+  }
+  __device__ __forceinline__ RowStatistics Statistics(int row, const Moments* moments) const {
+    if constexpr (C::kMoments) {
+      if (p_.norm != NormType::kNone) {
+        Moments all;
+#pragma unroll
+        for (int w = 0; w < kWarps; ++w) all.Merge(moments[w * C::kTokens + row]);
+        return {all.mean, InverseDeviation(all.squares, static_cast<float>(p_.k), p_.epsilon)};
+      }
+    }
+    return p_.statistics ? p_.statistics[row] : RowStatistics{0, 1};
+  }
+
+  const Params& p_;
+  char* const shared_;
+  const int warp_ = threadIdx.x / 32, lane_ = threadIdx.x % 32, g_ = lane_ / 4, t_ = lane_ % 4;
+  const uint4* weights_[C::kGroups];  // where this lane's first vector lies
+  uint4 w_[C::kGroups][2][2] = {};    // of one step: [half]
+  typename C::Sum sums_[C::kGroups][C::kBlocks][4] = {};
+  Moments moments_[C::kBlocks];
+};
+
+template <typename C>
+__global__ void __launch_bounds__(kThreads, 1) StreamKernel(const __grid_constant__ Params p) {
+  __shared__ alignas(16) char shared[C::kSharedBytes];
+  Block<C>(p, shared).Run();
+}
+
+template <typename C>
+cudaError_t RunConfig(const Params& p, cudaStream_t stream) {
+  LaunchShape shape{.grid = static_cast<unsigned>(CeilDiv(p.n, C::kColumns)), .block = kThreads};
+  shape.dependent = true;
+  return Launch(StreamKernel<C>, shape, stream, p);
+}
+
+template <typename T, Packing kPacking, int kTokens>
+cudaError_t RunColumns(const Plan& plan, const Params& p, cudaStream_t stream) {
+  switch (plan.tile_columns) {
+    case 16:
+      return RunConfig<Config<T, kPacking, 1, kTokens>>(p, stream);
+    case 32:
+      return RunConfig<Config<T, kPacking, 2, kTokens>>(p, stream);
+    case 48:
+      return RunConfig<Config<T, kPacking, 3, kTokens>>(p, stream);
+    case 96:
+      return RunConfig<Config<T, kPacking, 6, kTokens>>(p, stream);
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+template <typename T, Packing kPacking>
+cudaError_t RunRows(const Plan& plan, const Params& p, cudaStream_t stream) {
+  return plan.tile_rows == 8 ? RunColumns<T, kPacking, 8>(plan, p, stream)
+                             : RunColumns<T, kPacking, 16>(plan, p, stream);
+}
+
+template <typename T>
+cudaError_t RunPacking(const Plan& plan, Packing packing, const Params& p, cudaStream_t stream) {
+  switch (packing) {
+    case Packing::kHalf:
+      return RunRows<T, Packing::kHalf>(plan, p, stream);
+    case Packing::kInt8:
+      return RunRows<T, Packing::kInt8>(plan, p, stream);
+    case Packing::kInt8Activations:
+      return RunRows<T, Packing::kInt8Activations>(plan, p, stream);
+    case Packing::kNone:
+      break;
+  }
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace
+
+cudaError_t RunStream(const Problem& problem, const Plan& plan, Packing packing, const Product& product,
+                      cudaStream_t stream) {
+  if (product.m > plan.tile_rows) return cudaErrorInvalidValue;
+  const Params p{product, product.pitch * (plan.rows == Rows::kQuantised ? 1 : 2),
+                 ComputesStatistics(plan, packing) ? problem.norm : NormType::kNone, problem.epsilon};
+  return problem.t == DType::kFloat16 ? RunPacking<__half>(plan, packing, p, stream)
+                                      : RunPacking<__nv_bfloat16>(plan, packing, p, stream);
+}
+
+}  // namespace qkvgemm::cuda
