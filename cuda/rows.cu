@@ -40,6 +40,15 @@ class RowKernel {
       const float count = static_cast<float>(p_.k);
       mean_ = p_.type == NormType::kLayerNorm ? moments.mean : 0.0f;
       rstd_ = InverseDeviation(moments.squares, count, p_.epsilon);
+      // Beside a large mean its own rounding is not small: what it leaves is taken off as well (T. F. Chan, G. H. Golub,
+      // R. J. LeVeque, 1983).
+      if (p_.type == NormType::kLayerNorm && (p_.norm != nullptr || Normalised())) {
+        float rest = 0;
+        EachRaw(lane, p_.k, [&](int64_t, const float (&v)[kChunk], int valid) {
+          for (int e = 0; e < valid; ++e) rest += v[e] - mean_;
+        });
+        residual_ = Sum(rest) / count;
+      }
     }
     if (lane == 0 && Inside() && p_.statistics && !Normalised()) p_.statistics[row_] = {mean_, rstd_};
     if (p_.norm != nullptr) {
@@ -101,15 +110,23 @@ class RowKernel {
     return m;
   }
 
-  __device__ float Largest(float value) const {
-    for (int o = 16; o > 0; o /= 2) value = fmaxf(value, __shfl_xor_sync(~0u, value, o));
+  template <typename Combine>
+  __device__ float Reduce(float value, const Combine& combine) const {
+    for (int o = 16; o > 0; o /= 2) value = combine(value, __shfl_xor_sync(~0u, value, o));
     if (kWarps == 1) return value;
     __shared__ float parts[kThreads / 32];
+    __syncthreads();  // the parts of the reduction before have been read
     if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = value;
     __syncthreads();
     value = parts[0];
-    for (int w = 1; w < kWarps; ++w) value = fmaxf(value, parts[w]);
+    for (int w = 1; w < kWarps; ++w) value = combine(value, parts[w]);
     return value;
+  }
+  __device__ float Sum(float value) const {
+    return Reduce(value, [](float a, float b) { return a + b; });
+  }
+  __device__ float Largest(float value) const {
+    return Reduce(value, [](float a, float b) { return fmaxf(a, b); });
   }
 
   // Calls visit(i, values, count) for chunks of the row up to `end`; values behind the row's end are 0.
@@ -129,7 +146,7 @@ class RowKernel {
 #pragma unroll
         for (int e = 0; e < kChunk; ++e) {
           if (i + e >= p_.k) continue;
-          v[e] = (v[e] - mean_) * rstd_;
+          v[e] = (v[e] - mean_ - residual_) * rstd_;
           if (p_.gamma.data) v[e] *= p_.gamma.At(i + e);
           if (p_.beta.data) v[e] += p_.beta.At(i + e);
         }
@@ -171,7 +188,7 @@ class RowKernel {
 
   const Params& p_;
   const int64_t row_;
-  float mean_ = 0, rstd_ = 1;
+  float mean_ = 0, residual_ = 0, rstd_ = 1;
 };
 
 template <typename T, int kWarps, bool kAligned>
