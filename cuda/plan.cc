@@ -81,30 +81,37 @@ Plan TilePlan(Family family, const Tile& tile, Rows rows) {
   return plan;
 }
 
-// In columns of W that a multiprocessor reads; a block reads the rows besides.
-double StreamCost(const Problem& p, const Plan& plan, int multiprocessors) {
-  const int64_t blocks = CeilDiv(p.n, plan.tile_columns);
-  return static_cast<double>(CeilDiv(blocks, multiprocessors)) * (plan.tile_columns + 0.25 * plan.tile_rows);
+// The tiles of cuda/tile.cu.
+constexpr Tile kTileTiles[] = {{64, 32}, {64, 64}, {128, 64}, {128, 128}};
+
+bool HasTile(const Tile* first, const Tile* last, const Plan& plan) {
+  return std::any_of(first, last, [&](const Tile& tile) { return TilePlan(plan.family, tile, plan.rows) == plan; });
 }
 
 bool ServesStream(const Plan& plan, const Problem& p) {
   // Eight rows in tiles of 16 would only waste work.
-  if (p.m > plan.tile_rows || (p.m <= 8 && plan.tile_rows > 8)) return false;
-  return std::any_of(std::begin(kStreamTiles), std::end(kStreamTiles),
-                     [&](const Tile& tile) { return TilePlan(Family::kStream, tile, plan.rows) == plan; });
+  return p.m <= plan.tile_rows && (p.m > 8 || plan.tile_rows == 8) &&
+         HasTile(std::begin(kStreamTiles), std::end(kStreamTiles), plan);
 }
 
-// Best first.
-std::vector<Plan> StreamPlans(const Problem& p, const Device& device, Rows rows) {
-  std::vector<Plan> plans;
-  for (const Tile& tile : kStreamTiles) {
-    const Plan plan = TilePlan(Family::kStream, tile, rows);
-    if (ServesStream(plan, p)) plans.push_back(plan);
-  }
-  std::stable_sort(plans.begin(), plans.end(), [&](const Plan& a, const Plan& b) {
-    return StreamCost(p, a, device.multiprocessors) < StreamCost(p, b, device.multiprocessors);
-  });
-  return plans;
+bool ServesTile(const Plan& plan, const Device& device) {
+  // The wider tiles want more shared memory than there is.
+  return (device.architecture >= 80 || plan.tile_columns <= 64) &&
+         HasTile(std::begin(kTileTiles), std::end(kTileTiles), plan);
+}
+
+// In columns of W that a multiprocessor reads; a block reads the rows besides.
+double StreamCost(const Problem& p, const Plan& plan, int multiprocessors) {
+  const auto blocks = static_cast<double>(CeilDiv(p.n, plan.tile_columns));
+  return std::ceil(blocks / multiprocessors) * (plan.tile_columns + 0.25 * plan.tile_rows);
+}
+
+// In cycles of a multiprocessor for each element of K: a tile takes as long as its matrix instructions or its loads.
+double TileCost(const Problem& p, const Plan& plan, int multiprocessors) {
+  const auto tiles = static_cast<double>(CeilDiv(p.n, plan.tile_columns) * CeilDiv(p.m, plan.tile_rows));
+  const double compute = plan.tile_columns * plan.tile_rows / 1024.0;
+  const double load = 2.0 * (plan.tile_columns + plan.tile_rows) / 32.0;
+  return std::ceil(tiles / multiprocessors) * std::max(compute, load);
 }
 
 }  // namespace
@@ -123,6 +130,7 @@ bool Serves(const Plan& plan, const Problem& p, const Device& device, Packing pa
   if (packing == Packing::kNone || packing != ChoosePacking(p, device)) return false;
   if (plan.rows != RowsOf(p, packing, aligned)) return false;
   if (plan.family == Family::kStream) return ServesStream(plan, p);
+  if (plan.family == Family::kTile) return ServesTile(plan, device);
   if (plan.family != Family::kHopper || device.architecture != 90) return false;
   return std::any_of(std::begin(kHopperTiles), std::end(kHopperTiles),
                      [&](const HopperTile& tile) { return HopperPlan(tile, plan.rows) == plan; });
@@ -139,8 +147,24 @@ std::vector<Plan> Candidates(const Problem& p, const Device& device, Packing pac
     std::stable_sort(plans.begin(), plans.end(), [&](const Plan& a, const Plan& b) {
       return HopperCost(p, a, packing, device.multiprocessors) < HopperCost(p, b, packing, device.multiprocessors);
     });
-    const std::vector<Plan> stream = StreamPlans(p, device, rows);
-    plans.insert(plans.begin(), stream.begin(), stream.end());
+    // Few rows are read once, whatever the device. Others go to kTile where there is no wgmma.
+    const auto best_first = [&](Family family, const auto& tiles, const auto& cost) {
+      std::vector<Plan> sorted;
+      for (const Tile& tile : tiles) {
+        const Plan plan = TilePlan(family, tile, rows);
+        if (Serves(plan, p, device, packing, aligned)) sorted.push_back(plan);
+      }
+      std::stable_sort(sorted.begin(), sorted.end(), [&](const Plan& a, const Plan& b) {
+        return cost(p, a, device.multiprocessors) < cost(p, b, device.multiprocessors);
+      });
+      return sorted;
+    };
+    const std::vector<Plan> stream = best_first(Family::kStream, kStreamTiles, StreamCost);
+    const std::vector<Plan> tile = best_first(Family::kTile, kTileTiles, TileCost);
+    // Measured on an H200: more than eight rows of two-byte weights are better served by wgmma.
+    const bool after = device.architecture == 90 && packing == Packing::kHalf && p.m > 8;
+    plans.insert(after ? plans.end() : plans.begin(), stream.begin(), stream.end());
+    plans.insert(plans.end(), tile.begin(), tile.end());
   }
   plans.push_back(Plan{});
   return plans;

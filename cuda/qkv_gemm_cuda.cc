@@ -68,7 +68,8 @@ cudaError_t GetDevice(int ordinal, Device* device) {
   if (const cudaError_t e = cudaGetDevice(&before)) return e;
   if (const cudaError_t e = cudaSetDevice(ordinal)) return e;
   cudaError_t result = cudaSuccess;
-  if (device->architecture == 90) result = PrepareHopper();
+  if (device->architecture >= 75) result = PrepareTile();
+  if (device->architecture == 90 && result == cudaSuccess) result = PrepareHopper();
   const cudaError_t restored = cudaSetDevice(before);
   return result ? result : restored;
 }
@@ -93,7 +94,8 @@ cudaError_t Run(const Problem& p, const Operands& o, const Plan& plan, Packing p
       return RunHopper(p, plan, packing, product, stream);
     case Family::kStream:
       return RunStream(p, plan, packing, product, stream);
-    case Family::kTile:  // not there yet: no plan names it
+    case Family::kTile:
+      return RunTile(p, plan, packing, product, stream);
     case Family::kGeneric:
       break;
   }

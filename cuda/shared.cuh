@@ -20,6 +20,16 @@ __device__ __forceinline__ void LoadMatrices(uint32_t (&r)[4], uint32_t address)
                : "memory");
 }
 
+__device__ __forceinline__ void LoadVector(uint32_t (&r)[4], uint32_t address) {
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address)
+               : "memory");
+}
+__device__ __forceinline__ void StoreWord(uint32_t address, uint32_t value) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
+}
+
 // Asynchronous on sm_80 and later. Copies 16 bytes, or writes zeros where `there` is false.
 __device__ __forceinline__ void CopyAsync(uint32_t target, const void* source, bool there) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
