@@ -16,25 +16,6 @@ namespace {
 
 std::string Describe(const TensorInfo& t) { return TypeName(t.type) + " " + ShapeName(t.dims); }
 
-bool ToDType(ONNXTensorElementDataType type, DType* dtype) {
-  switch (type) {
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT:
-      *dtype = DType::kFloat;
-      return true;
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16:
-      *dtype = DType::kFloat16;
-      return true;
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16:
-      *dtype = DType::kBFloat16;
-      return true;
-    case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8:
-      *dtype = DType::kInt8;
-      return true;
-    default:
-      return false;
-  }
-}
-
 DType FloatType(Input input, ONNXTensorElementDataType type) {
   DType dtype;
   if (!ToDType(type, &dtype) || dtype == DType::kInt8)
@@ -58,6 +39,25 @@ DType VectorType(Input input, const TensorInfo& t, ONNXTensorElementDataType inp
 }
 
 }  // namespace
+
+bool ToDType(ONNXTensorElementDataType type, DType* dtype) {
+  switch (type) {
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT:
+      *dtype = DType::kFloat;
+      return true;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16:
+      *dtype = DType::kFloat16;
+      return true;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16:
+      *dtype = DType::kBFloat16;
+      return true;
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8:
+      *dtype = DType::kInt8;
+      return true;
+    default:
+      return false;
+  }
+}
 
 std::string TypeName(ONNXTensorElementDataType type) {
   switch (type) {

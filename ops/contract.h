@@ -63,6 +63,9 @@ Problem WeightProblem(const Attributes& attributes, const TensorInfo& weight, co
 Problem FullProblem(const Attributes& attributes, const TensorInfo (&inputs)[kInputCount],
                     int64_t* only_split);
 
+// False for an element type that no operand may have.
+bool ToDType(ONNXTensorElementDataType type, DType* dtype);
+
 std::string TypeName(ONNXTensorElementDataType type);
 std::string ShapeName(std::span<const int64_t> dims);
 

@@ -3,12 +3,8 @@
 #include <sched.h>
 
 #include <algorithm>
-#include <cstring>
 #include <stdexcept>
 #include <thread>
-
-#include "ops/attributes.h"
-#include "ops/ort_util.h"
 
 namespace qkvgemm {
 namespace {
@@ -51,7 +47,7 @@ class Scratch {
       api_.ReleaseAllocator(allocator_);
       throw StatusError{status};
     }
-    aligned_ = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(block_) + 63) & ~uintptr_t{63});
+    aligned_ = AlignUp(block_, 64);
   }
   ~Scratch() {
     if (allocator_ == nullptr) return;
@@ -71,43 +67,11 @@ class Scratch {
 
 }  // namespace
 
-std::string WhereOf(const OrtApi& api, const OrtKernelInfo* info) {
-  size_t length = 0;
-  std::string name;
-  if (OrtStatus* status = api.KernelInfo_GetNodeName(info, nullptr, &length)) {
-    api.ReleaseStatus(status);
-  } else {
-    name.resize(length);
-    ThrowIfError(api.KernelInfo_GetNodeName(info, name.data(), &length));
-    name.resize(length == 0 ? 0 : length - 1);
-  }
-  return "com.deepspeed.QKVGemm node '" + name + "'";
-}
-
 CpuKernel::CpuKernel(const OrtApi& api, const OrtKernelInfo* info)
-    : api_(api),
-      where_(WhereOf(api, info)),
-      attributes_(ReadAttributes(api, info)),
-      threads_(UsableProcessors()) {
+    : Kernel(api, info), threads_(UsableProcessors()) {
   std::string error;
   if (!cpu::SelectIsa(std::getenv("QKVGEMM_ISA"), &isa_, &error)) throw ContractError{error};
-  size_t outputs = 0;
-  ThrowIfError(api_.KernelInfo_GetOutputCount(info, &outputs));
-  if (outputs > OutputSlots(attributes_))
-    throw ContractError{"expected at most " + std::to_string(OutputSlots(attributes_)) +
-                        " outputs, as attributes 'splits' and 'emit_norm' say, found " +
-                        std::to_string(outputs)};
-  if (outputs > kNormSlot && !attributes_.emit_norm) {
-    // Nothing is written there, and ONNX Runtime would hand its caller a value that does not exist.
-    size_t length = 0;
-    ThrowIfError(api_.KernelInfo_GetOutputName(info, kNormSlot, nullptr, &length));
-    std::string name(length, '\0');
-    ThrowIfError(api_.KernelInfo_GetOutputName(info, kNormSlot, name.data(), &length));
-    if (length > 1)  // it counts the terminating zero
-      throw ContractError{"output 1 'norm': expected no name unless attribute 'emit_norm' is 1, found '" +
-                          std::string(name.c_str()) + "'"};
-  }
-  ReadConstants(info);
+  PackConstants();
   ThrowIfError(api_.CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &memory_));
 }
 
@@ -115,33 +79,16 @@ CpuKernel::~CpuKernel() {
   if (memory_ != nullptr) api_.ReleaseMemoryInfo(memory_);
 }
 
-void CpuKernel::ReadConstants(const OrtKernelInfo* info) {
-  size_t input_count = 0;
-  ThrowIfError(api_.KernelInfo_GetInputCount(info, &input_count));
-  const void* data[kInputCount] = {};
-  for (size_t i = 0; i < kInputCount; ++i) {
-    size_t length = 0;
-    if (i < input_count) ThrowIfError(api_.KernelInfo_GetInputName(info, i, nullptr, &length));
-    if (length <= 1) {  // an optional input left out or left empty
-      constants_[i] = TensorInfo{};
-      continue;
-    }
-    int constant = 0;
-    const OrtValue* value = nullptr;
-    ThrowIfError(api_.KernelInfoGetConstantInput_tensor(info, i, &constant, &value));
-    if (!constant) continue;
-    constants_[i] = ReadInfo(api_, value, arena_);
-    data[i] = ReadData(api_, value);
-  }
-  if (!constants_[kWeight] || !constants_[kScale] || !constants_[kZeroPoint]) return;
+void CpuKernel::PackConstants() {
+  const auto &weight = constants_[kWeight], &scale = constants_[kScale], &zero_point = constants_[kZeroPoint];
+  if (!weight || !scale || !zero_point) return;
   // What concerns the weights alone is said here, before the first run.
-  const Problem problem =
-      WeightProblem(attributes_, *constants_[kWeight], *constants_[kScale], *constants_[kZeroPoint]);
+  const Problem problem = WeightProblem(attributes_, weight->info, scale->info, zero_point->info);
   CheckSplits(attributes_, problem.n);
   Operands operands;
-  operands.weight = data[kWeight];
-  operands.scale = data[kScale];
-  operands.zero_point = data[kZeroPoint];
+  operands.weight = ReadData(api_, weight->value);
+  operands.scale = ReadData(api_, scale->value);
+  operands.zero_point = ReadData(api_, zero_point->value);
   const size_t bytes = cpu::PackedBytes(problem, isa_);
   packed_.reset(cpu::AllocatePacked(bytes));
   if (packed_ == nullptr)
@@ -151,49 +98,7 @@ void CpuKernel::ReadConstants(const OrtKernelInfo* info) {
   cpu::Pack(problem, operands, isa_, cpu::ThreadPool{}, packed_.get());
 }
 
-OrtStatus* CpuKernel::Compute(OrtKernelContext* context) const noexcept {
-  return Guard(api_, where_.c_str(), [&] { Run(context); });
-}
-
-void CpuKernel::Run(OrtKernelContext* context) const {
-  size_t input_count = 0, output_count = 0;
-  ThrowIfError(api_.KernelContext_GetInputCount(context, &input_count));
-  ThrowIfError(api_.KernelContext_GetOutputCount(context, &output_count));
-  Arena arena;
-  TensorInfo infos[kInputCount];
-  const void* data[kInputCount] = {};
-  for (size_t i = 0; i < input_count && i < kInputCount; ++i) {
-    const OrtValue* value = nullptr;
-    ThrowIfError(api_.KernelContext_GetInput(context, i, &value));
-    infos[i] = constants_[i] ? *constants_[i] : ReadInfo(api_, value, arena);
-    data[i] = ReadData(api_, value);
-  }
-  int64_t only_split = 0;
-  const Problem problem = FullProblem(attributes_, infos, &only_split);
-
-  const std::span<int64_t> dims = arena.New<int64_t>(infos[kInput].dims.size());
-  std::ranges::copy(infos[kInput].dims, dims.begin());
-  const auto output = [&](size_t slot, int64_t width) -> void* {
-    if (slot >= output_count) return nullptr;
-    dims.back() = width;
-    OrtValue* value = nullptr;
-    ThrowIfError(api_.KernelContext_GetOutput(context, slot, dims.data(), dims.size(), &value));
-    return const_cast<void*>(ReadData(api_, value));
-  };
-  Operands operands;
-  operands.input = data[kInput];
-  operands.weight = data[kWeight];
-  operands.gamma = data[kGamma];
-  operands.beta = data[kBeta];
-  operands.bias = data[kBias];
-  operands.scale = data[kScale];
-  operands.zero_point = data[kZeroPoint];
-  const std::span<void*> y = arena.New<void*>(static_cast<size_t>(problem.num_splits));
-  for (size_t s = 0; s < y.size(); ++s) y[s] = output(SlotOfSplit(s), problem.splits[s]);
-  operands.y = y.data();
-  if (attributes_.emit_norm) operands.norm = output(kNormSlot, problem.k);
-  if (problem.m == 0) return;
-
+void CpuKernel::Run(OrtKernelContext* context, const Problem& problem, const Operands& operands) const {
   OrtThreads threads{api_, context};
   const cpu::ThreadPool pool{&threads, threads_, OrtThreads::Run};
   const Scratch scratch(api_, context, memory_,

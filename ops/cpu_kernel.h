@@ -1,46 +1,32 @@
-// The op's kernel for the CPU execution provider: one object per node.
+// The op's kernel for the CPU execution provider.
 #pragma once
 
 #include <onnxruntime_c_api.h>
 
 #include <cstdlib>
 #include <memory>
-#include <optional>
-#include <string>
 
-#include "ops/contract.h"
 #include "ops/cpu/qkv_gemm_cpu.h"
-#include "ops/ort_util.h"
+#include "ops/kernel.h"
 
 namespace qkvgemm {
 
-class CpuKernel {
+class CpuKernel final : public Kernel {
  public:
-  // Throws ContractError and StatusError. Constant weights are packed here, once.
-  CpuKernel(const OrtApi& api, const OrtKernelInfo* info);
-  ~CpuKernel();
-  CpuKernel(const CpuKernel&) = delete;
-  CpuKernel& operator=(const CpuKernel&) = delete;
+  static constexpr const char* kProvider = nullptr;  // the CPU's
 
-  OrtStatus* Compute(OrtKernelContext* context) const noexcept;
+  // Constant weights are packed here, once.
+  CpuKernel(const OrtApi& api, const OrtKernelInfo* info);
+  ~CpuKernel() override;
 
  private:
-  void ReadConstants(const OrtKernelInfo* info);
-  void Run(OrtKernelContext* context) const;
+  void PackConstants();
+  void Run(OrtKernelContext* context, const Problem& problem, const Operands& operands) const override;
 
-  const OrtApi& api_;
-  std::string where_;  // "com.deepspeed.QKVGemm node 'name'"
-  Attributes attributes_;
-  // Of inputs that never change, and of those that are absent: read once. Others are read in each call.
-  std::optional<TensorInfo> constants_[kInputCount];
-  Arena arena_;
   cpu::Isa isa_ = cpu::Isa::kScalar;
   int threads_ = 1;
   OrtMemoryInfo* memory_ = nullptr;
   std::unique_ptr<void, void (*)(void*)> packed_{nullptr, std::free};
 };
-
-// "com.deepspeed.QKVGemm node 'name'"
-std::string WhereOf(const OrtApi& api, const OrtKernelInfo* info);
 
 }  // namespace qkvgemm

@@ -6,6 +6,7 @@
 
 #include <array>
 #include <cstddef>
+#include <cstdint>
 #include <exception>
 #include <memory_resource>
 #include <new>
@@ -17,9 +18,9 @@
 
 namespace qkvgemm {
 
-// The oldest API that has all that is used here (ONNX Runtime 1.17); stamped on the op, because a runtime
-// refuses an op with a version newer than its own.
-constexpr uint32_t kApiVersion = 17;
+// The oldest API that has all that is used here (ONNX Runtime 1.18, for scratch memory on a stream); stamped
+// on the op, because a runtime refuses an op with a version newer than its own.
+constexpr uint32_t kApiVersion = 18;
 
 // An OrtStatus on its way to the border; owned by whoever catches it.
 struct StatusError {
@@ -97,6 +98,11 @@ inline TensorInfo ReadInfo(const OrtApi& api, const OrtValue* value, Arena& aren
     ~Release() { api.ReleaseTensorTypeAndShapeInfo(info); }
   } release{api, info};
   return ReadInfo(api, static_cast<const OrtTensorTypeAndShapeInfo*>(info), arena);
+}
+
+// The first address from `block` on that is a multiple of `alignment`, a power of two.
+inline void* AlignUp(void* block, uintptr_t alignment) {
+  return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(block) + alignment - 1) & ~(alignment - 1));
 }
 
 // Tensors are read through a function that is not const in the C API; nothing is written.

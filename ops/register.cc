@@ -10,6 +10,9 @@
 
 #include "ops/contract.h"
 #include "ops/cpu_kernel.h"
+#ifdef QKVGEMM_CUDA
+#include "ops/cuda_kernel.h"
+#endif
 #include "ops/ort_util.h"
 #include "ops/shape_inference.h"
 
@@ -24,16 +27,13 @@ struct Op : OrtCustomOp {
   const OrtApi* api;
 };
 
-OrtStatus* ORT_API_CALL CreateCpuKernel(const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* info,
-                                        void** kernel) {
+template <typename ProviderKernel>
+OrtStatus* ORT_API_CALL CreateKernel(const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* info,
+                                     void** kernel) {
   *kernel = nullptr;
   std::string where;
   if (OrtStatus* status = Guard(*api, kOpName, [&] { where = WhereOf(*api, info); })) return status;
-  return Guard(*api, where.c_str(), [&] { *kernel = new CpuKernel(*api, info); });
-}
-
-OrtStatus* ORT_API_CALL ComputeCpu(void* kernel, OrtKernelContext* context) {
-  return static_cast<const CpuKernel*>(kernel)->Compute(context);
+  return Guard(*api, where.c_str(), [&] { *kernel = static_cast<Kernel*>(new ProviderKernel(*api, info)); });
 }
 
 void DescribeQkvGemm(Op& op) {
@@ -68,17 +68,23 @@ void DescribeQkvGemm(Op& op) {
   };
 }
 
-void DescribeCpu(Op& op) {
+template <typename ProviderKernel>
+void Describe(Op& op) {
   DescribeQkvGemm(op);
-  op.GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };  // the CPU's
-  op.CreateKernelV2 = CreateCpuKernel;
-  op.KernelComputeV2 = ComputeCpu;
-  op.KernelDestroy = [](void* kernel) { delete static_cast<CpuKernel*>(kernel); };
+  op.GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return ProviderKernel::kProvider; };
+  op.CreateKernelV2 = CreateKernel<ProviderKernel>;
+  op.KernelComputeV2 = [](void* kernel, OrtKernelContext* context) {
+    return static_cast<const Kernel*>(kernel)->Compute(context);
+  };
+  op.KernelDestroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
 }
 
-// What the library registers: one row per execution provider.
+// What the library registers: one row per execution provider. Sessions take the one of theirs.
 constexpr void (*kTable[])(Op&) = {
-    DescribeCpu,
+    Describe<CpuKernel>,
+#ifdef QKVGEMM_CUDA
+    Describe<CudaKernel>,
+#endif
 };
 
 // What one runtime is given. Never released: ONNX Runtime keeps pointers to the domain and its ops for as

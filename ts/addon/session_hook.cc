@@ -19,9 +19,9 @@
 namespace qkvgemm::session {
 namespace {
 
-// All that is used here is in the API since ONNX Runtime 1.14; 17 is what the custom op needs. The table of
+// All that is used here is in the API since ONNX Runtime 1.14; 18 is what the custom op needs. The table of
 // every version is the same object: its layout is append-only.
-constexpr uint32_t kApiVersion = 17;
+constexpr uint32_t kApiVersion = 18;
 constexpr int kMaxRuntimes = 16;
 
 // As in OrtApi, without its attributes, which templates warn of.

@@ -1,0 +1,245 @@
+#include "ops/cuda_kernel.h"
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace qkvgemm {
+namespace {
+
+constexpr int kOldestArchitecture = 75;
+constexpr size_t kAlignment = 256;  // of packed weights and scratch
+
+size_t Padded(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+const char* Advice(cudaError_t error) {
+  switch (error) {
+    case cudaErrorMemoryAllocation:
+      return "Free memory of the device, or feed fewer rows at a time";
+    case cudaErrorNoDevice:
+    case cudaErrorInsufficientDriver:
+    case cudaErrorSystemDriverMismatch:
+    case cudaErrorUnsupportedPtxVersion:
+      return "Install a newer NVIDIA driver, or build the library with the CUDA toolkit that the driver is "
+             "for";
+    case cudaErrorNoKernelImageForDevice:
+    case cudaErrorInvalidDeviceFunction:
+      return "The library was not built for this device: build it with QKVGEMM_CUDA_ARCHITECTURES naming its "
+             "compute capability";
+    default:
+      return "It may come from an earlier kernel on the device; run with CUDA_LAUNCH_BLOCKING=1 to see which";
+  }
+}
+
+[[noreturn]] void Fail(cudaError_t error, int ordinal, const std::string& what) {
+  cudaGetLastError();  // so that no later check of a launch finds it again
+  throw std::runtime_error(what + " on CUDA device " + std::to_string(ordinal) + ": " +
+                           cudaGetErrorString(error) + " (" + cudaGetErrorName(error) + "). " +
+                           Advice(error) + ".");
+}
+
+void Check(cudaError_t error, int ordinal, const char* what) {
+  if (error != cudaSuccess) Fail(error, ordinal, what);
+}
+
+// Makes a device the calling thread's current one for a while.
+class CurrentDevice {
+ public:
+  explicit CurrentDevice(int ordinal) {
+    Check(cudaGetDevice(&before_), ordinal, "asking for the current device");
+    if (before_ == ordinal) return;
+    Check(cudaSetDevice(ordinal), ordinal, "making the device the current one");
+    changed_ = true;
+  }
+  ~CurrentDevice() {
+    if (changed_) cudaSetDevice(before_);
+  }
+  CurrentDevice(const CurrentDevice&) = delete;
+  CurrentDevice& operator=(const CurrentDevice&) = delete;
+
+ private:
+  int before_ = 0;
+  bool changed_ = false;
+};
+
+// A stream for what happens when a kernel is created. It waits for the legacy default stream, as ONNX
+// Runtime's copies of initialisers do.
+class CreationStream {
+ public:
+  explicit CreationStream(int ordinal) { Check(cudaStreamCreate(&stream_), ordinal, "creating a stream"); }
+  ~CreationStream() { cudaStreamDestroy(stream_); }
+  CreationStream(const CreationStream&) = delete;
+  CreationStream& operator=(const CreationStream&) = delete;
+  operator cudaStream_t() const { return stream_; }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
+bool IsOnHost(const OrtApi& api, const OrtValue* value) {
+  const OrtMemoryInfo* memory = nullptr;
+  ThrowIfError(api.GetTensorMemoryInfo(value, &memory));
+  OrtMemoryInfoDeviceType type = OrtMemoryInfoDeviceType_CPU;
+  api.MemoryInfoGetDeviceType(memory, &type);
+  return type == OrtMemoryInfoDeviceType_CPU;
+}
+
+size_t BytesOf(const TensorInfo& info) {
+  DType type;
+  if (!ToDType(info.type, &type)) return 0;
+  size_t bytes = SizeOf(type);
+  for (const int64_t dim : info.dims) bytes *= static_cast<size_t>(dim);
+  return bytes;
+}
+
+}  // namespace
+
+// Scratch memory of one call, from the arena of ONNX Runtime's CUDA provider, and on the call's stream: the
+// arena remembers the stream with the block, and until the run has ended gives it to work on that stream
+// only, which the device does in order. So the block can be given back as soon as the kernels are launched,
+// as the provider's own kernels do. OrtApi::AllocatorAlloc knows no stream: its block would be free for
+// another run's stream at once.
+class CudaKernel::Scratch {
+ public:
+  Scratch(const CudaKernel& kernel, const OrtKernelContext* context, size_t bytes) : kernel_(kernel) {
+    if (bytes == 0) return;
+    bytes += kAlignment;
+    ProveThereIs(bytes);
+    ThrowIfError(kernel_.api_.KernelContext_GetScratchBuffer(context, kernel_.memory_, bytes, &block_));
+  }
+  ~Scratch() {
+    if (block_ == nullptr) return;
+    OrtStatus* status = kernel_.api_.AllocatorFree(kernel_.allocator_.get(), block_);
+    if (status != nullptr) kernel_.api_.ReleaseStatus(status);
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  char* Data() const { return static_cast<char*>(AlignUp(block_, kAlignment)); }
+
+ private:
+  // Where there is no memory, KernelContext_GetScratchBuffer ends the process (ONNX Runtime 1.29 and before:
+  // it throws and is noexcept), while AllocatorAlloc returns an error. So a call that needs more than any
+  // before asks the one that can say no, and leaves the block to the other.
+  void ProveThereIs(size_t bytes) {
+    if (bytes <= kernel_.most_scratch_) return;
+    void* block = nullptr;
+    ThrowIfError(kernel_.api_.AllocatorAlloc(kernel_.allocator_.get(), bytes, &block));
+    ThrowIfError(kernel_.api_.AllocatorFree(kernel_.allocator_.get(), block));
+    size_t most = kernel_.most_scratch_;
+    while (most < bytes && !kernel_.most_scratch_.compare_exchange_weak(most, bytes)) {
+    }
+  }
+
+  const CudaKernel& kernel_;
+  void* block_ = nullptr;
+};
+
+void CudaKernel::FreeDevice::operator()(void* memory) const {
+  int before = 0;
+  const bool other = cudaGetDevice(&before) == cudaSuccess && before != ordinal;
+  if (other) cudaSetDevice(ordinal);
+  cudaFree(memory);  // waits for what runs; fails where the driver is gone, at the end of the process
+  if (other) cudaSetDevice(before);
+  cudaGetLastError();
+}
+
+CudaKernel::CudaKernel(const OrtApi& api, const OrtKernelInfo* info)
+    : Kernel(api, info), allocator_(nullptr, {&api}), packed_(nullptr, {0}) {
+  OrtAllocator* allocator = nullptr;
+  ThrowIfError(api_.KernelInfoGetAllocator(info, OrtMemTypeDefault, &allocator));
+  allocator_.reset(allocator);
+  ThrowIfError(api_.AllocatorGetInfo(allocator, &memory_));
+  ThrowIfError(api_.MemoryInfoGetId(memory_, &ordinal_));
+  const CurrentDevice current(ordinal_);
+  Check(cuda::GetDevice(ordinal_, &device_), ordinal_, "preparing kernels");
+  if (device_.architecture < kOldestArchitecture)
+    throw std::runtime_error("expected a device of compute capability 7.5 or newer, found " +
+                             std::to_string(device_.architecture / 10) + "." +
+                             std::to_string(device_.architecture % 10) + " (CUDA device " +
+                             std::to_string(ordinal_) + "). Run the model without the CUDA provider.");
+  PackConstants(info);
+}
+
+// From cudaMalloc and not from ONNX Runtime's arena: these live as long as the session, need the very size,
+// and are made before the first run.
+CudaKernel::DeviceMemory CudaKernel::Allocate(size_t bytes, const char* what) const {
+  void* memory = nullptr;
+  const cudaError_t error = bytes > 0 ? cudaMalloc(&memory, bytes) : cudaSuccess;
+  if (error != cudaSuccess)
+    Fail(error, ordinal_, "allocating " + std::to_string(bytes) + " bytes for " + what);
+  return DeviceMemory(memory, {ordinal_});
+}
+
+// The problem of a call without rows, where all but the input is constant.
+bool CudaKernel::ConstantProblem(const OrtKernelInfo* info, Problem* problem, int64_t* only_split) const {
+  TensorInfo infos[kInputCount];
+  for (size_t i = kInput + 1; i < kInputCount; ++i) {
+    if (!constants_[i]) return false;
+    infos[i] = constants_[i]->info;
+  }
+  const int64_t k = WeightProblem(attributes_, infos[kWeight], infos[kScale], infos[kZeroPoint]).k;
+  const int64_t dims[] = {0, k};
+  OrtTypeInfo* type = nullptr;
+  ThrowIfError(api_.KernelInfo_GetInputTypeInfo(info, kInput, &type));
+  const std::unique_ptr<OrtTypeInfo, void (*)(OrtTypeInfo*)> owned(type, api_.ReleaseTypeInfo);
+  const OrtTensorTypeAndShapeInfo* tensor = nullptr;
+  ThrowIfError(api_.CastTypeInfoToTensorInfo(type, &tensor));
+  ThrowIfError(api_.GetTensorElementType(tensor, &infos[kInput].type));
+  infos[kInput].present = true;
+  infos[kInput].dims = dims;
+  *problem = FullProblem(attributes_, infos, only_split);
+  return true;
+}
+
+void CudaKernel::PackConstants(const OrtKernelInfo* info) {
+  Problem problem;
+  int64_t only_split = 0;
+  if (!ConstantProblem(info, &problem, &only_split)) return;
+  packing_ = cuda::ChoosePacking(problem, device_);
+  if (packing_ == cuda::Packing::kNone) return;
+  Check(cudaDeviceSynchronize(), ordinal_, "waiting for the weights");  // whichever stream brings them
+  const CreationStream stream(ordinal_);
+  const void* data[kInputCount] = {};
+  std::vector<DeviceMemory> copies;
+  for (size_t i = kInput + 1; i < kInputCount; ++i) {
+    const Constant& constant = *constants_[i];
+    data[i] = ReadData(api_, constant.value);
+    if (constant.value == nullptr || !IsOnHost(api_, constant.value)) continue;
+    const size_t bytes = BytesOf(constant.info);
+    copies.push_back(Allocate(bytes, kInputNames[i]));
+    Check(cudaMemcpyAsync(copies.back().get(), data[i], bytes, cudaMemcpyHostToDevice, stream), ordinal_,
+          "copying weights");
+    data[i] = copies.back().get();
+  }
+  packed_ = Allocate(cuda::PackedBytes(problem, packing_), "packed weights");
+  Check(cuda::Pack(problem, InputOperands(data), packing_, packed_.get(), stream), ordinal_,
+        "packing weights");
+  Check(cudaStreamSynchronize(stream), ordinal_, "packing weights");
+}
+
+void CudaKernel::Run(OrtKernelContext* context, const Problem& problem, const Operands& operands) const {
+  const CurrentDevice current(ordinal_);
+  void* handle = nullptr;
+  ThrowIfError(api_.KernelContext_GetGPUComputeStream(context, &handle));
+  const auto stream = static_cast<cudaStream_t>(handle);
+  const cuda::Packing packing = packed_ ? packing_ : cuda::ChoosePacking(problem, device_);
+  const bool aligned = reinterpret_cast<uintptr_t>(operands.input) % 16 == 0;
+  const cuda::Plan plan = cuda::MakePlan(problem, device_, packing, aligned);
+  const bool pack =
+      !packed_ && plan.family != cuda::Family::kGeneric;  // which reads the weights as they come
+  const size_t packed_bytes = pack ? Padded(cuda::PackedBytes(problem, packing)) : 0;
+  const Scratch scratch(*this, context, packed_bytes + cuda::ScratchBytes(problem, plan));
+  const void* packed = packed_.get();
+  if (pack) {
+    packed = scratch.Data();
+    Check(cuda::Pack(problem, operands, packing, scratch.Data(), stream), ordinal_, "packing weights");
+  }
+  const cudaError_t error =
+      cuda::Run(problem, operands, plan, packing, packed, scratch.Data() + packed_bytes, stream);
+  if (error != cudaSuccess) Fail(error, ordinal_, "launching plan '" + cuda::ToString(plan) + "'");
+}
+
+}  // namespace qkvgemm
