@@ -76,7 +76,7 @@ inline constexpr DType kTypeOf = std::is_same_v<T, __half> ? DType::kFloat16 : D
 // W and what scales it.
 struct Weight {
   Vector w;
-  Vector scale;             // data null: not int8
+  Vector scale;              // data null: not int8
   const int8_t* zero_point;  // null: 0
   int64_t k, n;
   bool transposed;
@@ -102,7 +102,8 @@ inline Weight MakeWeight(const Problem& p, const Operands& o) {
   w.k = p.k;
   w.n = p.n;
   w.transposed = p.transposed;
-  if (p.scale_layout == ScaleLayout::kColumnGroups && p.scale_groups > 0) w.columns_per_scale = p.n / p.scale_groups;
+  if (p.scale_layout == ScaleLayout::kColumnGroups && p.scale_groups > 0)
+    w.columns_per_scale = p.n / p.scale_groups;
   w.block = p.scale_block > 0 ? p.scale_block : 1;
   return w;
 }

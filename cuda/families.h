@@ -14,10 +14,10 @@ namespace qkvgemm::cuda {
 
 // What a product of the matrix families reads and writes, prepared for a kernel.
 struct Product {
-  void* rows = nullptr;  // [m, pitch]
-  int64_t pitch = 0;           // elements
+  void* rows = nullptr;                 // [m, pitch]
+  int64_t pitch = 0;                    // elements
   RowStatistics* statistics = nullptr;  // null: mean 0, rstd 1
-  const void* weights = nullptr;              // pieces
+  const void* weights = nullptr;        // pieces
   const Column* columns = nullptr;
   int m = 0, n = 0, k = 0;
   int piece_rows = 0, pieces_per_row = 0;
@@ -28,8 +28,9 @@ struct Product {
   int end[kMaxSplits] = {};
 };
 
-// Row statistics, rows in the form a product wants, and the `norm` output. Launched so that the kernel after it may
-// start before it ends (programmatic dependent launch) and must wait for it before it reads what this wrote.
+// Row statistics, rows in the form a product wants, and the `norm` output. Launched so that the kernel after
+// it may start before it ends (programmatic dependent launch) and must wait for it before it reads what this
+// wrote.
 cudaError_t PrepareRows(const Problem& problem, const Operands& operands, Rows rows, const Product& product,
                         cudaStream_t stream);
 

@@ -33,7 +33,8 @@ __device__ float BlockSum(float value) {
   return BlockReduce(value, [](float a, float b) { return a + b; });
 }
 
-// One block a row; two passes over it, the second corrected by the residual of the first (Chan, Golub, LeVeque 1983).
+// One block a row; two passes over it, the second corrected by the residual of the first (Chan, Golub,
+// LeVeque 1983).
 __global__ void __launch_bounds__(kNormThreads) NormalizeKernel(const NormParams p) {
   const int64_t first = static_cast<int64_t>(blockIdx.x) * p.k;
   float* row = p.rows + first;
@@ -103,7 +104,8 @@ __global__ void __launch_bounds__(kThreads) ProductKernel(const ProductParams p)
       const int64_t row = m0 + i / kDepth, ka = k0 + i % kDepth;
       a[i % kDepth][i / kDepth] = row < p.m && ka < p.k ? p.rows[row * p.k + ka] : 0.0f;
       // Neighbouring threads read neighbouring elements of W, whichever way it lies.
-      const int kb = p.weight.transposed ? i % kDepth : i / kTile, nb = p.weight.transposed ? i / kDepth : i % kTile;
+      const int kb = p.weight.transposed ? i % kDepth : i / kTile,
+                nb = p.weight.transposed ? i / kDepth : i % kTile;
       b[kb][nb] = k0 + kb < p.k && n0 + nb < p.width ? p.weight.At(k0 + kb, p.first + n0 + nb) : 0.0f;
     }
     __syncthreads();
@@ -130,15 +132,17 @@ size_t GenericScratchBytes(const Problem& p) { return static_cast<size_t>(p.m * 
 cudaError_t RunGeneric(const Problem& p, const Operands& o, void* scratch, cudaStream_t stream) {
   auto* rows = static_cast<float*>(scratch);
   if (p.k > 0) {
-    const NormParams norm{{o.input, p.t},           {o.gamma, p.gamma_type}, {o.beta, p.beta_type}, rows, o.norm, p.k,
-                          p.norm, p.epsilon, p.activation_quant};
+    const NormParams norm{
+        {o.input, p.t}, {o.gamma, p.gamma_type}, {o.beta, p.beta_type}, rows, o.norm, p.k, p.norm,
+        p.epsilon,      p.activation_quant};
     NormalizeKernel<<<static_cast<unsigned>(p.m), kNormThreads, 0, stream>>>(norm);
     if (const cudaError_t error = cudaGetLastError()) return error;
   }
   int64_t first = 0;
   for (int64_t s = 0; s < p.num_splits; first += p.splits[s], ++s) {
     if (p.splits[s] == 0 || o.y[s] == nullptr) continue;
-    ProductParams product{rows, MakeWeight(p, o), {o.bias, p.bias_type}, nullptr, p.t, 0, p.k, first, p.splits[s]};
+    ProductParams product{rows,  MakeWeight(p, o), {o.bias, p.bias_type}, nullptr, p.t, 0, p.k,
+                          first, p.splits[s]};
     // A grid has at most 65535 blocks along y.
     constexpr int64_t kRowsPerLaunch = int64_t{65535} * kTile;
     for (int64_t m0 = 0; m0 < p.m; m0 += kRowsPerLaunch) {

@@ -16,7 +16,8 @@ struct LaunchShape {
 inline bool HasDependentLaunch() {
   int device = 0, major = 0;
   return cudaGetDevice(&device) == cudaSuccess &&
-         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess && major >= 9;
+         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+         major >= 9;
 }
 
 template <typename... Parameters, typename... Arguments>
@@ -44,7 +45,8 @@ cudaError_t Launch(void (*kernel)(Parameters...), const LaunchShape& shape, cuda
 }
 
 #ifdef __CUDA_ARCH__
-// Programmatic dependent launch (PTX griddepcontrol, sm_90); elsewhere kernels of a stream run one after another.
+// Programmatic dependent launch (PTX griddepcontrol, sm_90); elsewhere kernels of a stream run one after
+// another.
 __device__ __forceinline__ void WaitForPrevious() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");

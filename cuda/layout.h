@@ -1,16 +1,18 @@
 // How packed weights lie in memory; shared by what packs them and the families that read them.
 //
-// W is cut into pieces of 64 columns by 128 bytes along K, and stored [N / 64][K / (128 bytes)][piece], so that 64
-// columns are one stream. Behind the pieces lies one Column for each column, padded ones included.
+// W is cut into pieces of 64 columns by 128 bytes along K, and stored [N / 64][K / (128 bytes)][piece], so
+// that 64 columns are one stream. Behind the pieces lies one Column for each column, padded ones included.
 //
-//   kHalf             piece of 8 KB: 64 columns by 64 elements. The 128 bytes of column c are eight 16-byte chunks; chunk
-//                     i lies at (c * 8 + (i ^ c % 8)) * 16, which is the 128-byte swizzle of wgmma and keeps ldmatrix
-//                     free of bank conflicts.
+//   kHalf             piece of 8 KB: 64 columns by 64 elements. The 128 bytes of column c are eight 16-byte
+//   chunks; chunk
+//                     i lies at (c * 8 + (i ^ c % 8)) * 16, which is the 128-byte swizzle of wgmma and keeps
+//                     ldmatrix free of bank conflicts.
 //   kInt8Activations  the same with 128 int8 a column.
-//   kInt8             piece of 4 KB: 64 columns by 64 int8, in the order of the A fragments of m16n8k16 and wgmma: at
-//                     ((w * 2 + h) * 32 + lane) * 16 lie the 16 bytes that lane (g = lane / 4, t = lane % 4) feeds to
-//                     steps 2h and 2h + 1 of 16 k: for each step the columns c = 16 w + g and c + 8 at k = 2t and 2t + 1,
-//                     then both columns at k + 8 and k + 9. Bytes are q + 128.
+//   kInt8             piece of 4 KB: 64 columns by 64 int8, in the order of the A fragments of m16n8k16 and
+//   wgmma: at
+//                     ((w * 2 + h) * 32 + lane) * 16 lie the 16 bytes that lane (g = lane / 4, t = lane % 4)
+//                     feeds to steps 2h and 2h + 1 of 16 k: for each step the columns c = 16 w + g and c + 8
+//                     at k = 2t and 2t + 1, then both columns at k + 8 and k + 9. Bytes are q + 128.
 #pragma once
 
 #include <cstddef>
@@ -38,20 +40,19 @@ struct alignas(16) Column {
 constexpr int PieceDepth(Packing packing) { return packing == Packing::kInt8Activations ? 128 : 64; }
 constexpr int64_t PieceBytes(Packing packing) { return packing == Packing::kInt8 ? 4096 : 8192; }
 constexpr int64_t PieceRows(const Problem& p) { return CeilDiv(p.n, kPieceColumns); }
-constexpr int64_t PiecesPerRow(const Problem& p, Packing packing) { return CeilDiv(p.k, PieceDepth(packing)); }
+constexpr int64_t PiecesPerRow(const Problem& p, Packing packing) {
+  return CeilDiv(p.k, PieceDepth(packing));
+}
 constexpr int64_t WeightBytes(const Problem& p, Packing packing) {
   return PieceRows(p) * PiecesPerRow(p, packing) * PieceBytes(packing);
 }
 
-// What the matrix families read as rows, in scratch memory unless it is the input itself: RowStatistics of each row,
-// padded to whole tiles, then the rows where they are copied.
+// What the matrix families read as rows, in scratch memory unless it is the input itself: RowStatistics of
+// each row, padded to whole tiles, then the rows where they are copied.
 struct RowStatistics {
   float mean, rstd;  // kQuantised: 0 and the row's scale; kNormalised: 0 and 1
 };
 constexpr int64_t kStatisticsPadding = 256;
-
-// Tiles of at most so many rows take the statistics of theirs in the product (Hopper family).
-constexpr int kMomentRows = 64;
 
 constexpr int64_t RowPitch(const Problem& p, Rows rows) {  // elements
   return rows == Rows::kQuantised ? RoundUp(p.k, 16) : rows == Rows::kInput ? p.k : RoundUp(p.k, 8);

@@ -1,5 +1,6 @@
-// Mean and sum of squared deviations of a set of values, merged as in T. F. Chan, G. H. Golub, R. J. LeVeque: Algorithms
-// for computing the sample variance (1983). Never E[x^2] - E[x]^2: that loses every digit where the mean is large.
+// Mean and sum of squared deviations of a set of values, merged as in T. F. Chan, G. H. Golub, R. J. LeVeque:
+// Algorithms for computing the sample variance (1983). Never E[x^2] - E[x]^2: that loses every digit where
+// the mean is large.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -9,8 +10,8 @@ namespace qkvgemm::cuda {
 struct Moments {
   float count = 0, mean = 0, squares = 0;
 
-  // Adds the first `count_added` of N values, the others being 0. Not centred: squares are those of the values. Four sums
-  // at a time, because few threads do this and each waits for its own results.
+  // Adds the first `count_added` of N values, the others being 0. Not centred: squares are those of the
+  // values. Four sums at a time, because few threads do this and each waits for its own results.
   template <int N>
   __device__ __forceinline__ void Add(const float (&v)[N], int count_added, bool centred) {
     static_assert(N % 4 == 0);
@@ -41,6 +42,9 @@ struct Moments {
     count = all;
   }
 
+  __device__ __forceinline__ Moments Of(int lane) const {
+    return {__shfl_sync(~0u, count, lane), __shfl_sync(~0u, mean, lane), __shfl_sync(~0u, squares, lane)};
+  }
   __device__ __forceinline__ Moments Shuffled(int lanes) const {
     return {__shfl_xor_sync(~0u, count, lanes), __shfl_xor_sync(~0u, mean, lanes),
             __shfl_xor_sync(~0u, squares, lanes)};

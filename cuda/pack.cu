@@ -22,8 +22,8 @@ struct Params {
   Column* columns;
 };
 
-// The largest value a column may hold after scaling: far from the overflow of float16, and so that what is 2^-24 of it
-// is still a normal number there.
+// The largest value a column may hold after scaling: far from the overflow of float16, and so that what is
+// 2^-24 of it is still a normal number there.
 constexpr int kTopExponent = 14;
 
 template <typename V>
@@ -69,7 +69,8 @@ __global__ void __launch_bounds__(kThreads) PackKernel(const Params p) {
         const float v = fabsf(value(k));
         if (isfinite(v)) largest = fmax(largest, static_cast<double>(v));
       }
-    largest = ColumnReduce<double>(largest, shared, lane, c, [](double a, double b) { return a > b ? a : b; });
+    largest =
+        ColumnReduce<double>(largest, shared, lane, c, [](double a, double b) { return a > b ? a : b; });
     if (largest > 0) {
       int e;
       frexp(largest, &e);
@@ -111,8 +112,8 @@ __global__ void __launch_bounds__(kThreads) PackKernel(const Params p) {
   p.columns[column] = out;
 }
 
-// Launched after PackKernel: a kernel that reads weights before it waits for the one before then never meets weights
-// that are still on their way.
+// Launched after PackKernel: a kernel that reads weights before it waits for the one before then never meets
+// weights that are still on their way.
 __global__ void FenceKernel() {}
 
 }  // namespace

@@ -35,8 +35,9 @@ Rows RowsOf(const Problem& p, Packing packing, bool aligned) {
 struct HopperTile {
   int columns, rows, share;
 };
-constexpr HopperTile kHopperTiles[] = {{64, 16, 1},  {128, 16, 1},  {64, 32, 1},   {128, 32, 1},  {64, 64, 1}, {128, 64, 1},
-                                       {192, 64, 1}, {128, 128, 1}, {192, 128, 1}, {128, 256, 1}, {128, 256, 2}};
+constexpr HopperTile kHopperTiles[] = {{64, 16, 1},   {128, 16, 1},  {64, 32, 1},  {128, 32, 1},
+                                       {64, 64, 1},   {128, 64, 1},  {192, 64, 1}, {128, 128, 1},
+                                       {192, 128, 1}, {128, 256, 1}, {128, 256, 2}};
 
 Plan HopperPlan(const HopperTile& tile, Rows rows) {
   Plan plan;
@@ -48,9 +49,9 @@ Plan HopperPlan(const HopperTile& tile, Rows rows) {
   return plan;
 }
 
-// An estimate in cycles of a multiprocessor: each tile as long as its matrix instructions or its loads take (measured on
-// an H200: 42 bytes a cycle), or all of them as long as W takes from memory; and a share of the former where it is the
-// latter that counts, since neither hides the other completely.
+// An estimate in cycles of a multiprocessor: each tile as long as its matrix instructions or its loads take
+// (measured on an H200: 42 bytes a cycle), or all of them as long as W takes from memory; and a share of the
+// former where it is the latter that counts, since neither hides the other completely.
 double HopperCost(const Problem& p, const Plan& plan, Packing packing, int multiprocessors) {
   const auto row_tiles = static_cast<double>(CeilDiv(p.m, plan.tile_rows));
   const double tiles = static_cast<double>(CeilDiv(p.n, plan.tile_columns)) * row_tiles;
@@ -62,7 +63,8 @@ double HopperCost(const Problem& p, const Plan& plan, Packing packing, int multi
   const double load = depth * (column_bytes * plan.tile_columns + row_bytes * plan.tile_rows) / 42.0;
   const double write = 500 + size / 13;
   const double multiply = std::ceil(tiles / multiprocessors) * (std::max(compute, load) + write);
-  const double memory = depth * static_cast<double>(p.n) * column_bytes / 2400.0 * (1 + 0.02 * (row_tiles - 1));
+  const double memory =
+      depth * static_cast<double>(p.n) * column_bytes / 2400.0 * (1 + 0.02 * (row_tiles - 1));
   return std::max(multiply, memory) + 0.25 * std::min(multiply, memory);
 }
 
@@ -85,7 +87,8 @@ Plan TilePlan(Family family, const Tile& tile, Rows rows) {
 constexpr Tile kTileTiles[] = {{64, 32}, {64, 64}, {128, 64}, {128, 128}};
 
 bool HasTile(const Tile* first, const Tile* last, const Plan& plan) {
-  return std::any_of(first, last, [&](const Tile& tile) { return TilePlan(plan.family, tile, plan.rows) == plan; });
+  return std::any_of(first, last,
+                     [&](const Tile& tile) { return TilePlan(plan.family, tile, plan.rows) == plan; });
 }
 
 bool ServesStream(const Plan& plan, const Problem& p) {
@@ -106,7 +109,8 @@ double StreamCost(const Problem& p, const Plan& plan, int multiprocessors) {
   return std::ceil(blocks / multiprocessors) * (plan.tile_columns + 0.25 * plan.tile_rows);
 }
 
-// In cycles of a multiprocessor for each element of K: a tile takes as long as its matrix instructions or its loads.
+// In cycles of a multiprocessor for each element of K: a tile takes as long as its matrix instructions or its
+// loads.
 double TileCost(const Problem& p, const Plan& plan, int multiprocessors) {
   const auto tiles = static_cast<double>(CeilDiv(p.n, plan.tile_columns) * CeilDiv(p.m, plan.tile_rows));
   const double compute = plan.tile_columns * plan.tile_rows / 1024.0;
@@ -117,7 +121,8 @@ double TileCost(const Problem& p, const Plan& plan, int multiprocessors) {
 }  // namespace
 
 Packing ChoosePacking(const Problem& p, const Device& device) {
-  if (!IsHalf(p.t) || p.k == 0 || p.n == 0 || !FitsInt(p) || NonEmptySplits(p) > kMaxSplits) return Packing::kNone;
+  if (!IsHalf(p.t) || p.k == 0 || p.n == 0 || !FitsInt(p) || NonEmptySplits(p) > kMaxSplits)
+    return Packing::kNone;
   if (device.architecture < (p.t == DType::kBFloat16 ? 80 : 75)) return Packing::kNone;
   if (p.tw != DType::kInt8) return Packing::kHalf;
   const bool plain = p.scale_layout == ScaleLayout::kColumnGroups && !p.has_zero_point;
@@ -145,7 +150,8 @@ std::vector<Plan> Candidates(const Problem& p, const Device& device, Packing pac
       if (Serves(plan, p, device, packing, aligned)) plans.push_back(plan);
     }
     std::stable_sort(plans.begin(), plans.end(), [&](const Plan& a, const Plan& b) {
-      return HopperCost(p, a, packing, device.multiprocessors) < HopperCost(p, b, packing, device.multiprocessors);
+      return HopperCost(p, a, packing, device.multiprocessors) <
+             HopperCost(p, b, packing, device.multiprocessors);
     });
     // Few rows are read once, whatever the device. Others go to kTile where there is no wgmma.
     const auto best_first = [&](Family family, const auto& tiles, const auto& cost) {
@@ -161,9 +167,7 @@ std::vector<Plan> Candidates(const Problem& p, const Device& device, Packing pac
     };
     const std::vector<Plan> stream = best_first(Family::kStream, kStreamTiles, StreamCost);
     const std::vector<Plan> tile = best_first(Family::kTile, kTileTiles, TileCost);
-    // Measured on an H200: more than eight rows of two-byte weights are better served by wgmma.
-    const bool after = device.architecture == 90 && packing == Packing::kHalf && p.m > 8;
-    plans.insert(after ? plans.end() : plans.begin(), stream.begin(), stream.end());
+    plans.insert(plans.begin(), stream.begin(), stream.end());
     plans.insert(plans.end(), tile.begin(), tile.end());
   }
   plans.push_back(Plan{});
@@ -175,15 +179,16 @@ Plan MakePlan(const Problem& p, const Device& device, Packing packing, bool alig
 }
 
 bool ComputesStatistics(const Plan& plan, Packing packing) {
-  if (plan.family == Family::kStream) return packing == Packing::kHalf;
-  return plan.family == Family::kHopper && packing == Packing::kHalf && plan.tile_rows <= kMomentRows;
+  return plan.family == Family::kStream && packing == Packing::kHalf;
 }
 
 std::string ToString(const Plan& plan) {
   static constexpr const char* kFamilies[] = {"generic", "stream", "tile", "hopper"};
   static constexpr const char* kRows[] = {"input", "padded", "normalised", "int8", "float"};
   std::string text = kFamilies[static_cast<int>(plan.family)];
-  const auto add = [&text](const char* before, int value) { text.append(before).append(std::to_string(value)); };
+  const auto add = [&text](const char* before, int value) {
+    text.append(before).append(std::to_string(value));
+  };
   if (plan.tile_columns > 0) {
     add(" ", plan.tile_columns);
     add("x", plan.tile_rows);

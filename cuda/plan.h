@@ -1,5 +1,5 @@
-// How a problem is computed on a CUDA device: pure functions of the problem and the device, so that a plan can be
-// printed and tested where there is no GPU.
+// How a problem is computed on a CUDA device: pure functions of the problem and the device, so that a plan
+// can be printed and tested where there is no GPU.
 #pragma once
 
 #include <cstddef>
@@ -16,11 +16,12 @@ struct Device {
   int multiprocessors = 0;
 };
 
-// The form in which a node's weights are kept. It depends on the node alone, not on the number of rows of a call.
+// The form in which a node's weights are kept. It depends on the node alone, not on the number of rows of a
+// call.
 enum class Packing : uint8_t {
-  kNone,            // as they came
-  kHalf,            // T, with gamma and a power of two per column folded in
-  kInt8,            // int8 in the order in which matrix instructions take it from registers, to be widened to T there
+  kNone,  // as they came
+  kHalf,  // T, with gamma and a power of two per column folded in
+  kInt8,  // int8 in the order in which matrix instructions take it from registers, to be widened to T there
   kInt8Activations  // int8 in the order in which matrix instructions take it from shared memory
 };
 

@@ -18,7 +18,8 @@ Parts PartsOf(const Problem& p, const Plan& plan) {
   };
   size_t rows = 0;
   if (plan.rows != Rows::kInput)
-    rows = static_cast<size_t>(p.m * RowPitch(p, plan.rows)) * (plan.rows == Rows::kQuantised ? 1 : SizeOf(p.t));
+    rows =
+        static_cast<size_t>(p.m * RowPitch(p, plan.rows)) * (plan.rows == Rows::kQuantised ? 1 : SizeOf(p.t));
   Parts parts{};
   parts.rows = after(0, StatisticsBytes(p));
   parts.end = parts.rows + rows;
@@ -27,17 +28,19 @@ Parts PartsOf(const Problem& p, const Plan& plan) {
 
 bool Aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
-Product MakeProduct(const Problem& p, const Operands& o, const Plan& plan, Packing packing, const void* packed,
-                    void* scratch) {
+Product MakeProduct(const Problem& p, const Operands& o, const Plan& plan, Packing packing,
+                    const void* packed, void* scratch) {
   Product product;
   const Parts parts = PartsOf(p, plan);
   auto* const bytes = static_cast<char*>(scratch);
-  product.rows = plan.rows == Rows::kInput ? const_cast<void*>(o.input) : bytes + parts.rows;  // not written then
+  product.rows =
+      plan.rows == Rows::kInput ? const_cast<void*>(o.input) : bytes + parts.rows;  // not written then
   product.pitch = RowPitch(p, plan.rows);
   if (p.norm != NormType::kNone || plan.rows == Rows::kQuantised)
     product.statistics = reinterpret_cast<RowStatistics*>(bytes + parts.statistics);
   product.weights = packed;
-  product.columns = reinterpret_cast<const Column*>(static_cast<const char*>(packed) + WeightBytes(p, packing));
+  product.columns =
+      reinterpret_cast<const Column*>(static_cast<const char*>(packed) + WeightBytes(p, packing));
   product.m = static_cast<int>(p.m);
   product.n = static_cast<int>(p.n);
   product.k = static_cast<int>(p.k);
@@ -59,8 +62,10 @@ Product MakeProduct(const Problem& p, const Operands& o, const Plan& plan, Packi
 
 cudaError_t GetDevice(int ordinal, Device* device) {
   int major = 0, minor = 0, before = 0;
-  if (const cudaError_t e = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, ordinal)) return e;
-  if (const cudaError_t e = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, ordinal)) return e;
+  if (const cudaError_t e = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, ordinal))
+    return e;
+  if (const cudaError_t e = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, ordinal))
+    return e;
   device->architecture = 10 * major + minor;
   if (const cudaError_t e =
           cudaDeviceGetAttribute(&device->multiprocessors, cudaDevAttrMultiProcessorCount, ordinal))
@@ -79,12 +84,13 @@ size_t ScratchBytes(const Problem& p, const Plan& plan) {
   return PartsOf(p, plan).end;
 }
 
-cudaError_t Run(const Problem& p, const Operands& o, const Plan& plan, Packing packing, const void* packed, void* scratch,
-                cudaStream_t stream) {
+cudaError_t Run(const Problem& p, const Operands& o, const Plan& plan, Packing packing, const void* packed,
+                void* scratch, cudaStream_t stream) {
   if (p.m == 0) return cudaSuccess;
   if (plan.family == Family::kGeneric) return RunGeneric(p, o, scratch, stream);
   const Product product = MakeProduct(p, o, plan, packing, packed, scratch);
-  // Where rows are read as they are and the product finds out what it needs of them, there is nothing to prepare.
+  // Where rows are read as they are and the product finds out what it needs of them, there is nothing to
+  // prepare.
   const bool statistics = product.statistics != nullptr && !ComputesStatistics(plan, packing);
   const bool prepared = statistics || plan.rows != Rows::kInput || o.norm != nullptr;
   if (prepared)

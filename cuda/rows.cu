@@ -14,10 +14,10 @@ constexpr int kChunk = 8;  // elements a thread takes at a time
 
 struct Params {
   const void* x;
-  Vector gamma, beta;  // data null: absent
+  Vector gamma, beta;         // data null: absent
   RowStatistics* statistics;  // may be null
-  void* norm;    // T [m, k]; may be null
-  void* target;  // [m, pitch]; null for Rows::kInput
+  void* norm;                 // T [m, k]; may be null
+  void* target;               // [m, pitch]; null for Rows::kInput
   int64_t m, k, pitch;
   NormType type;
   float epsilon;
@@ -31,7 +31,8 @@ class RowKernel {
   static constexpr int kRowThreads = kWarps * 32;
   static constexpr int kRows = kThreads / kRowThreads;
 
-  __device__ RowKernel(const Params& p) : p_(p), row_(blockIdx.x * int64_t{kRows} + threadIdx.x / kRowThreads) {}
+  __device__ RowKernel(const Params& p)
+      : p_(p), row_(blockIdx.x * int64_t{kRows} + threadIdx.x / kRowThreads) {}
 
   __device__ void Run() {
     const int lane = threadIdx.x % kRowThreads;
@@ -40,11 +41,11 @@ class RowKernel {
       const float count = static_cast<float>(p_.k);
       mean_ = p_.type == NormType::kLayerNorm ? moments.mean : 0.0f;
       rstd_ = InverseDeviation(moments.squares, count, p_.epsilon);
-      // Beside a large mean its own rounding is not small: what it leaves is taken off as well (T. F. Chan, G. H. Golub,
-      // R. J. LeVeque, 1983).
+      // Beside a large mean its own rounding is not small: what it leaves is taken off as well (T. F. Chan,
+      // G. H. Golub, R. J. LeVeque, 1983).
       if (p_.type == NormType::kLayerNorm && (p_.norm != nullptr || Normalised())) {
         float rest = 0;
-        EachRaw(lane, p_.k, [&](int64_t, const float (&v)[kChunk], int valid) {
+        EachRaw(lane, p_.k, [&](int64_t, const float(&v)[kChunk], int valid) {
           for (int e = 0; e < valid; ++e) rest += v[e] - mean_;
         });
         residual_ = Sum(rest) / count;
@@ -52,7 +53,7 @@ class RowKernel {
     }
     if (lane == 0 && Inside() && p_.statistics && !Normalised()) p_.statistics[row_] = {mean_, rstd_};
     if (p_.norm != nullptr) {
-      Each(lane, p_.k, [&](int64_t i, const float (&v)[kChunk], int count) {
+      Each(lane, p_.k, [&](int64_t i, const float(&v)[kChunk], int count) {
         for (int e = 0; e < count; ++e) Store(p_.norm, kTypeOf<T>, row_ * p_.k + i + e, v[e]);
       });
     }
@@ -61,9 +62,11 @@ class RowKernel {
       const bool normalised = Normalised();
       T* target = static_cast<T*>(p_.target) + row_ * p_.pitch;
       if (normalised) {
-        Each(lane, p_.pitch, [&](int64_t i, const float (&v)[kChunk], int count) { StoreChunk(target + i, v, count); });
+        Each(lane, p_.pitch,
+             [&](int64_t i, const float(&v)[kChunk], int count) { StoreChunk(target + i, v, count); });
       } else {
-        EachRaw(lane, p_.pitch, [&](int64_t i, const float (&v)[kChunk], int count) { StoreChunk(target + i, v, count); });
+        EachRaw(lane, p_.pitch,
+                [&](int64_t i, const float(&v)[kChunk], int count) { StoreChunk(target + i, v, count); });
       }
     }
     if (p_.rows == Rows::kQuantised) Quantise(lane);
@@ -101,7 +104,8 @@ class RowKernel {
   // Over the threads of a row; every one gets the result.
   __device__ Moments Reduce(Moments m) const {
     for (int o = 16; o > 0; o /= 2) m.Merge(m.Shuffled(o));
-    if (kWarps == 1) return m;
+    // Merging is not quite symmetric: all threads take what the first has.
+    if (kWarps == 1) return m.Of(0);
     __shared__ Moments parts[kThreads / 32];
     if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = m;
     __syncthreads();
@@ -141,7 +145,7 @@ class RowKernel {
   }
   template <typename Visit>
   __device__ void Each(int lane, int64_t end, const Visit& visit) const {
-    EachRaw(lane, end, [&](int64_t i, float (&v)[kChunk], int count) {
+    EachRaw(lane, end, [&](int64_t i, float(&v)[kChunk], int count) {
       if (p_.type != NormType::kNone) {
 #pragma unroll
         for (int e = 0; e < kChunk; ++e) {
@@ -165,7 +169,7 @@ class RowKernel {
 
   __device__ void Quantise(int lane) const {
     float largest = 0;
-    Each(lane, p_.k, [&](int64_t, const float (&v)[kChunk], int count) {
+    Each(lane, p_.k, [&](int64_t, const float(&v)[kChunk], int count) {
       for (int e = 0; e < count; ++e) largest = isfinite(v[e]) ? fmaxf(largest, fabsf(v[e])) : INFINITY;
     });
     largest = Largest(largest);
@@ -174,7 +178,7 @@ class RowKernel {
     const float scale = inverse < INFINITY ? largest / 127.0f : 0.0f;
     if (lane == 0 && Inside()) p_.statistics[row_] = {0.0f, finite ? scale : NAN};
     int8_t* target = static_cast<int8_t*>(p_.target) + row_ * p_.pitch;
-    Each(lane, p_.pitch, [&](int64_t i, const float (&v)[kChunk], int count) {
+    Each(lane, p_.pitch, [&](int64_t i, const float(&v)[kChunk], int count) {
       union {
         int8_t q[kChunk];
         uint2 word;
@@ -193,7 +197,8 @@ class RowKernel {
 
 template <typename T, int kWarps, bool kAligned>
 __global__ void __launch_bounds__(kThreads) RowsKernel(const __grid_constant__ Params p) {
-  // The order matters: a kernel that starts early may read the input, which is there only once this wait is over.
+  // The order matters: a kernel that starts early may read the input, which is there only once this wait is
+  // over.
   WaitForPrevious();
   LetNextStart();
   RowKernel<T, kWarps, kAligned>(p).Run();
@@ -216,10 +221,20 @@ cudaError_t LaunchType(const Params& p, bool aligned, cudaStream_t stream) {
 
 }  // namespace
 
-cudaError_t PrepareRows(const Problem& p, const Operands& o, Rows rows, const Product& product, cudaStream_t stream) {
-  const Params params{o.input,          {o.gamma, p.gamma_type}, {o.beta, p.beta_type}, product.statistics,
-                      o.norm,           product.rows,            p.m,                   p.k,
-                      product.pitch,    p.norm,                  p.epsilon,             rows};
+cudaError_t PrepareRows(const Problem& p, const Operands& o, Rows rows, const Product& product,
+                        cudaStream_t stream) {
+  const Params params{o.input,
+                      {o.gamma, p.gamma_type},
+                      {o.beta, p.beta_type},
+                      product.statistics,
+                      o.norm,
+                      product.rows,
+                      p.m,
+                      p.k,
+                      product.pitch,
+                      p.norm,
+                      p.epsilon,
+                      rows};
   const bool aligned = p.k % kChunk == 0 && reinterpret_cast<uintptr_t>(o.input) % 16 == 0;
   return p.t == DType::kFloat16 ? LaunchType<__half>(params, aligned, stream)
                                 : LaunchType<__nv_bfloat16>(params, aligned, stream);

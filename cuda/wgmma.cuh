@@ -1,5 +1,6 @@
-// wgmma (PTX ISA, "Asynchronous Warpgroup Level Matrix Multiply-Accumulate"): 64 rows of A by N columns of B, both K-major
-// in shared memory with the 128-byte swizzle, or A from registers; 32 bytes along K at a time. For sm_90a only.
+// wgmma (PTX ISA, "Asynchronous Warpgroup Level Matrix Multiply-Accumulate"): 64 rows of A by N columns of B,
+// both K-major in shared memory with the 128-byte swizzle, or A from registers; 32 bytes along K at a time.
+// For sm_90a only.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -9,12 +10,15 @@
 
 namespace qkvgemm::cuda {
 
-// Shared-memory matrix descriptor: rows of 128 bytes, groups of eight rows 1024 bytes apart, 128-byte swizzle.
+// Shared-memory matrix descriptor: rows of 128 bytes, groups of eight rows 1024 bytes apart, 128-byte
+// swizzle.
 __device__ __forceinline__ uint64_t WgmmaDescriptor(uint32_t address) {
   return (uint64_t{1} << 62) | (uint64_t{1024 / 16} << 32) | (uint64_t{1} << 16) | ((address & 0x3ffff) >> 4);
 }
 __device__ __forceinline__ void WgmmaFence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void WgmmaCommit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void WgmmaCommit() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
 template <int kPending>
 __device__ __forceinline__ void WgmmaWait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
