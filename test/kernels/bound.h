@@ -74,7 +74,7 @@ QKVGEMM_HOST_DEVICE inline double OutputBound(const Problem& p, const Arithmetic
   bound += ElementBound(largest) * root * widest;
   bound += 6 * a.operand * std::sqrt(s.squares);  // independent roundings: six deviations
   if (a.rows_rounded) bound += 6 * SmallestOf(p.t) * root * widest;
-  bound += 2 * step * widest;
+  bound += TiesBound(k) * step * widest;
   return bound + RoundingOf(p.t) * (expected + bound) + SmallestOf(p.t);
 }
 
