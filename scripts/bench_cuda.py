@@ -1,6 +1,6 @@
 """The fused CUDA kernels against PyTorch's on this machine's GPU: verified first, then timed by graph replay.
 
-    cmake -S . -B build -DQKVGEMM_CUDA_TESTS=ON && cmake --build build --target qkvgemm_cuda_abi
+    cmake -S . -B build -DQKVGEMM_CUDA=ON && cmake --build build --target qkvgemm_cuda_abi
     python3 scripts/bench_cuda.py --k 4096 --n 12288 --dtype float16 --m 1 8 64 512 4096
     python3 scripts/bench_cuda.py --k 4096 --n 12288 --int8 --plans --table
 """
