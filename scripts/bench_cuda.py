@@ -155,8 +155,8 @@ def measure(args, lib, op, weights, packed, m, bandwidth):
     dtype = weights.bias.dtype
     x = (torch.randn(m, args.k, device="cuda") + 0.5).to(dtype)
     outputs = [torch.empty(m, width, dtype=dtype, device="cuda") for width in weights.splits]
-    timed, plans, lines = peers(args, weights, x), {}, []
-    timed["empty"] = Timed([lambda: cuda_op.empty(lib)])
+    plans, lines = {}, []
+    timed = {"empty": Timed([lambda: cuda_op.empty(lib)])} | peers(args, weights, x)
     names = op.plans(x)
     for i, name in enumerate(names if args.plans else names[:1]):
         calls = [op.call(x, weights.operands(w), p, outputs, i) for w, p in zip(weights.fused, packed)]
@@ -172,6 +172,8 @@ def measure(args, lib, op, weights, packed, m, bandwidth):
         us = t.median()
         line = {"M": str(m), "fused": f"{us:.2f}", "p10-p90": "{:.2f}-{:.2f}".format(*t.spread())}
         line |= {peer: f"{p.median():.2f}" for peer, p in others.items()}
+        if not args.no_compile:
+            line.setdefault("compiled", "-")
         line["fused/mm"] = f"{us / timed['mm'].median():.3f}"
         line["fused/addmm"] = f"{us / timed['addmm'].median():.3f}"
         line["fused/floor"] = f"{us / (moved / bandwidth):.2f}"

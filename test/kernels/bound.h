@@ -62,9 +62,15 @@ QKVGEMM_HOST_DEVICE inline double NormBound(DType t, double expected, double lar
   return ElementBound(largest) + RoundingOf(t) * std::fabs(expected) + SmallestOf(t);
 }
 
-// `widest`: the column's largest weight. `step`: distance of quantised values (activation_quant), else 0: the
-// reference rounds the same way, but a tie may fall to the other side; more than two ties in a row of random
-// values are improbable.
+// Quantised rows (activation_quant): the reference rounds the same way, but a value within its own error of a
+// tie may fall to the other side, by a whole step. Steps being largest / 127, the chance is 2 * 127 * 16 u a
+// value; the bound is the expected number in a row and six deviations, and two where fewer are expected.
+QKVGEMM_HOST_DEVICE inline double TiesBound(double k) {
+  const double expected = k * 2 * 127 * ElementBound(1.0);
+  return expected + 6 * std::sqrt(expected) + 2;
+}
+
+// `widest`: the column's largest weight. `step`: distance of quantised values, else 0.
 QKVGEMM_HOST_DEVICE inline double OutputBound(const Problem& p, const Arithmetic& a, const Sums& s,
                                               double bias, double largest, double widest, double step) {
   const double k = static_cast<double>(p.k), root = std::sqrt(k);
