@@ -10,13 +10,13 @@ if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
   set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
 endif()
 find_package(CUDAToolkit REQUIRED)  # cudart_static; nothing else is linked
-if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.8)
-  set(DEFAULT_ARCHITECTURES 75 80 86 89 90a)
-else()
-  set(DEFAULT_ARCHITECTURES 75 80 86 89 90a 100 120)
+set(ARCHITECTURES ${QKVGEMM_CUDA_ARCHITECTURES})
+if(NOT ARCHITECTURES)
+  set(ARCHITECTURES 75 80 86 89 90a)
+  if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.8)
+    list(APPEND ARCHITECTURES 100 120)
+  endif()
 endif()
-set(QKVGEMM_CUDA_ARCHITECTURES ${DEFAULT_ARCHITECTURES} CACHE STRING
-  "Compute capabilities to make machine code for, from the oldest to the newest; the newest also as PTX")
 
 # nvcc's flags for machine code of each architecture.
 function(machine_code result)
@@ -27,8 +27,8 @@ function(machine_code result)
   set(${result} ${flags} PARENT_SCOPE)
 endfunction()
 
-machine_code(ALL_CODE ${QKVGEMM_CUDA_ARCHITECTURES})
-list(GET QKVGEMM_CUDA_ARCHITECTURES -1 NEWEST)
+machine_code(ALL_CODE ${ARCHITECTURES})
+list(GET ARCHITECTURES -1 NEWEST)
 # PTX is for devices that come after. PTX of an architecture with a suffix serves that one alone.
 if(NEWEST MATCHES "^[0-9]+$")
   list(APPEND ALL_CODE -gencode=arch=compute_${NEWEST},code=compute_${NEWEST})
@@ -48,9 +48,10 @@ function(set_machine_code)
 endfunction()
 
 add_library(qkvgemm_cuda_options INTERFACE)
-# Without -Wshadow: what nvcc hands to the host compiler has shadowed names.
+# Without -Wshadow: what nvcc hands to the host compiler has shadowed names. Layouts are constexpr functions, which host
+# and device both call.
 target_compile_options(qkvgemm_cuda_options INTERFACE "$<$<COMPILE_LANGUAGE:CUDA>:\
--Werror=all-warnings;-Xcompiler=-Wall,-Wextra,-Wno-missing-field-initializers,-Werror;--threads=2>")
+-Werror=all-warnings;--expt-relaxed-constexpr;-Xcompiler=-Wall,-Wextra,-Wno-missing-field-initializers,-Werror;--threads=2>")
 target_link_libraries(qkvgemm_cuda_options INTERFACE qkvgemm_options CUDA::cudart_static)
 
 file(GLOB CUDA_SOURCES CONFIGURE_DEPENDS cuda/*.cu cuda/*.cc)
@@ -68,4 +69,12 @@ if(CUDA_TEST_SOURCES)
   target_link_libraries(qkvgemm_cuda_test PRIVATE qkvgemm_cuda_options)
   set_machine_code(${CUDA_TEST_SOURCES})
   set_target_properties(qkvgemm_cuda_test PROPERTIES LINKER_LANGUAGE CXX)
+endif()
+
+# The kernels behind a C interface, for benchmarks from other languages.
+if(EXISTS ${CMAKE_SOURCE_DIR}/scripts/bench_cuda_abi.cu)
+  add_library(qkvgemm_cuda_abi SHARED scripts/bench_cuda_abi.cu $<TARGET_OBJECTS:qkvgemm_cuda_kernels>)
+  target_link_libraries(qkvgemm_cuda_abi PRIVATE qkvgemm_cuda_options)
+  set_machine_code(scripts/bench_cuda_abi.cu)
+  set_target_properties(qkvgemm_cuda_abi PROPERTIES LINKER_LANGUAGE CXX)
 endif()

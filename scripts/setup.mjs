@@ -1,6 +1,6 @@
 // Takes a clone to where it can build, test and run; plain JavaScript because it runs before anything is installed.
 //
-//   node scripts/setup.mjs [--build] [--run test|demo|bench:cpu|lint|format [arguments]]
+//   node scripts/setup.mjs [--build] [--run test|demo|bench:cpu|bench:gpu|lint|format [arguments]]
 //
 // Each step is skipped when its result is already there, so a second call does no work twice.
 import { spawnSync } from 'node:child_process';
@@ -101,21 +101,68 @@ function ortHeaders() {
   return folder;
 }
 
+/** The first release of nvcc whose C++ is that of the host's code. */
+const OLDEST_NVCC = 12;
+
+/** Path and release of nvcc: `CUDACXX`, else on the PATH, else where NVIDIA's packages put it. */
+function findNvcc() {
+  const places = process.env.CUDACXX ? [process.env.CUDACXX] : ['nvcc', '/usr/local/cuda/bin/nvcc'];
+  for (const place of places) {
+    const { stdout } = spawnSync(place, ['--version'], { encoding: 'utf8' });
+    const [, major, minor] = /release (\d+)\.(\d+)/.exec(stdout ?? '') ?? [];
+    if (major) return { path: place, release: `${major}.${minor}`, tooOld: Number(major) < OLDEST_NVCC };
+  }
+  return undefined;
+}
+
+/** Why the CUDA library is not built; '' where it is. */
+function whyNoCuda(wish, nvcc) {
+  if (wish === '0') return 'QKVGEMM_CUDA is 0';
+  if (!nvcc && process.env.CUDACXX) return `CUDACXX, '${process.env.CUDACXX}', is no nvcc`;
+  if (!nvcc) return 'there is no nvcc on the PATH or in /usr/local/cuda/bin';
+  return nvcc.tooOld ? `nvcc is ${nvcc.release}, and ${OLDEST_NVCC}.0 is needed` : '';
+}
+
+/** CMake options of the CUDA library, which is built where nvcc is, unless `QKVGEMM_CUDA` says 0 or 1. */
+function cudaOptions() {
+  const wish = process.env.QKVGEMM_CUDA ?? '';
+  if (!['', '0', '1'].includes(wish))
+    fail(
+      `QKVGEMM_CUDA is '${wish}'; it takes 1 (build the CUDA library), 0 (do not) or '' (if nvcc is there)`,
+    );
+  const nvcc = findNvcc();
+  const why = whyNoCuda(wish, nvcc);
+  if (why) {
+    if (wish === '1') fail(`QKVGEMM_CUDA is 1, but ${why}. Install the CUDA toolkit, or set CUDACXX.`);
+    say(`not building the CUDA library: ${why}`);
+    fs.rmSync(path.join('build', 'Release', CUDA_LIBRARY), { force: true }); // that of other sources
+    return { QKVGEMM_CUDA: 'OFF' };
+  }
+  say(
+    `building the CUDA library too, with nvcc ${nvcc.release} (takes minutes; QKVGEMM_CUDA=0 leaves it out)`,
+  );
+  return {
+    QKVGEMM_CUDA: 'ON',
+    CMAKE_CUDA_COMPILER: nvcc.path,
+    QKVGEMM_CUDA_ARCHITECTURES: process.env.QKVGEMM_CUDA_ARCHITECTURES ?? '',
+  };
+}
+
+const CUDA_LIBRARY = 'libqkvgemm-cuda.so';
+
 function buildNative() {
-  const include = ortHeaders();
+  const options = { ONNXRUNTIME_INCLUDE_DIR: ortHeaders(), ...cudaOptions() };
   say('building the library and the addon (cmake-js)');
   const hint =
     'the native build failed; it needs cmake >= 3.22, make and g++ >= 12 (Debian: apt-get install cmake make g++)';
+  const defines = Object.entries(options).map(([name, value]) => `--CD${name}=${value}`);
   const cmakeJs = (command) =>
-    node(
-      bin.cmakeJs,
-      [command, '--log-level', 'error', '--parallel', '2', `--CDONNXRUNTIME_INCLUDE_DIR=${include}`],
-      { hint },
-    );
+    node(bin.cmakeJs, [command, '--log-level', 'error', '--parallel', '2', ...defines], { hint });
   // cmake-js configures a fresh build folder by itself, but does not notice that an option changed.
-  const cache = 'build/CMakeCache.txt';
-  const configured = fs.existsSync(cache) && fs.readFileSync(cache, 'utf8').includes(`=${include}\n`);
-  if (!configured) cmakeJs('configure');
+  const stamp = 'build/.configured';
+  const wanted = defines.join('\n');
+  if (!fs.existsSync(stamp) || fs.readFileSync(stamp, 'utf8') !== wanted) cmakeJs('configure');
+  fs.writeFileSync(stamp, wanted);
   cmakeJs('build');
 }
 
@@ -138,9 +185,12 @@ const tasks = {
   test(args) {
     build();
     if (args.length === 0) {
-      say('testing the CPU kernels and the plans of the CUDA kernels');
-      for (const test of ['qkvgemm_cpu_test', 'qkvgemm_cuda_plan_test'])
-        run(path.resolve('build/Release', test), []);
+      const cuda = fs.existsSync(path.join('build', 'Release', CUDA_LIBRARY));
+      if (!cuda) say('the CUDA library is not built: the test of its kernels is skipped');
+      say('testing the kernels');
+      // That of the CUDA kernels says by itself that there is no device.
+      for (const test of ['cpu', 'cuda_plan', ...(cuda ? ['cuda'] : [])])
+        run(path.resolve('build/Release', `qkvgemm_${test}_test`), []);
     }
     // Not in mocha's configuration: it would add the files there to those given here.
     const files = args.some((arg) => arg.endsWith('.ts'));
@@ -154,15 +204,19 @@ const tasks = {
     build();
     node(bin.tsx, ['scripts/bench_cpu.ts', ...args]);
   },
+  'bench:gpu'(args) {
+    build();
+    node(bin.tsx, ['scripts/bench_gpu.ts', ...args]);
+  },
   lint() {
     node(bin.tsc, ['-p', 'tsconfig.check.json']);
     node(bin.eslint, ['.', '--max-warnings', '0']);
     node(bin.prettier, ['--check', '--log-level', 'warn', '.']);
-    node(bin.clangFormat, ['--dry-run', '--Werror', ...sources('.cc', '.h')]);
+    node(bin.clangFormat, ['--dry-run', '--Werror', ...sources('.cc', '.h', '.cu', '.cuh')]);
   },
   format() {
     node(bin.prettier, ['--write', '--log-level', 'warn', '.']);
-    node(bin.clangFormat, ['-i', ...sources('.cc', '.h')]);
+    node(bin.clangFormat, ['-i', ...sources('.cc', '.h', '.cu', '.cuh')]);
   },
 };
 
