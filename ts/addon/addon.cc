@@ -1,11 +1,12 @@
 // The Node-API surface: install() -> [{ path, version, hooked, problem }], uninstall() -> number,
-// instructionSet() -> string.
+// instructionSet() -> string, cudaDevices() -> string[].
 #include <node_api.h>
 
 #include <cstdlib>
 #include <exception>
 
 #include "ops/cpu/qkv_gemm_cpu.h"
+#include "ts/addon/cuda_devices.h"
 #include "ts/addon/session_hook.h"
 
 namespace {
@@ -29,14 +30,18 @@ napi_value Describe(napi_env env, const Runtime& runtime) {
   return object;
 }
 
+template <typename T, typename Convert>
+napi_value List(napi_env env, const std::vector<T>& items, const Convert& convert) {
+  napi_value list = nullptr;
+  napi_create_array_with_length(env, items.size(), &list);
+  for (size_t i = 0; i < items.size(); ++i)
+    napi_set_element(env, list, static_cast<uint32_t>(i), convert(env, items[i]));
+  return list;
+}
+
 napi_value Install(napi_env env, napi_callback_info) {
   try {
-    const std::vector<Runtime> runtimes = qkvgemm::session::Install();
-    napi_value list = nullptr;
-    napi_create_array_with_length(env, runtimes.size(), &list);
-    for (size_t i = 0; i < runtimes.size(); ++i)
-      napi_set_element(env, list, static_cast<uint32_t>(i), Describe(env, runtimes[i]));
-    return list;
+    return List(env, qkvgemm::session::Install(), Describe);
   } catch (const std::exception& e) {
     napi_throw_error(env, nullptr, e.what());
     return nullptr;
@@ -68,16 +73,27 @@ napi_value InstructionSet(napi_env env, napi_callback_info) {
   return nullptr;
 }
 
+napi_value CudaDevices(napi_env env, napi_callback_info) {
+  try {
+    return List(env, qkvgemm::session::CudaDevices(), String);
+  } catch (const std::exception& e) {
+    napi_throw_error(env, nullptr, e.what());
+    return nullptr;
+  }
+}
+
+void Export(napi_env env, napi_value exports, const char* name, napi_callback function) {
+  napi_value value = nullptr;
+  napi_create_function(env, name, NAPI_AUTO_LENGTH, function, nullptr, &value);
+  napi_set_named_property(env, exports, name, value);
+}
+
 }  // namespace
 
 NAPI_MODULE_INIT() {
-  napi_value install = nullptr, uninstall = nullptr;
-  napi_create_function(env, "install", NAPI_AUTO_LENGTH, Install, nullptr, &install);
-  napi_create_function(env, "uninstall", NAPI_AUTO_LENGTH, Uninstall, nullptr, &uninstall);
-  napi_set_named_property(env, exports, "install", install);
-  napi_set_named_property(env, exports, "uninstall", uninstall);
-  napi_value instruction_set = nullptr;
-  napi_create_function(env, "instructionSet", NAPI_AUTO_LENGTH, InstructionSet, nullptr, &instruction_set);
-  napi_set_named_property(env, exports, "instructionSet", instruction_set);
+  Export(env, exports, "install", Install);
+  Export(env, exports, "uninstall", Uninstall);
+  Export(env, exports, "instructionSet", InstructionSet);
+  Export(env, exports, "cudaDevices", CudaDevices);
   return exports;
 }

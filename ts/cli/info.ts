@@ -1,6 +1,6 @@
 /** `qkvgemm info`: what this machine has. */
 import { QkvGemmError } from '../errors.js';
-import { installSessionHook, instructionSet } from '../session/addon.js';
+import { cudaDevices, installSessionHook, instructionSet } from '../session/addon.js';
 import { libraryPath, platformName } from '../session/library.js';
 import { EXIT } from './exit.js';
 
@@ -16,6 +16,9 @@ function attempt<T>(get: () => T): { value: T } | { error: string } {
 
 export async function infoCommand(flags: { json?: boolean }): Promise<number> {
   const library = attempt(() => libraryPath());
+  // Not everybody has a CUDA device, so that neither is missed.
+  const cudaLibrary = attempt(() => libraryPath({ cuda: true }));
+  const devices = attempt(() => cudaDevices());
   const isa = attempt(() => instructionSet());
   const runtimes = attempt(() => installSessionHook());
   let providers: string[] = [];
@@ -27,6 +30,8 @@ export async function infoCommand(flags: { json?: boolean }): Promise<number> {
     platform: platformName(),
     node: process.version,
     library: 'value' in library ? library.value : null,
+    cudaLibrary: 'value' in cudaLibrary ? cudaLibrary.value : null,
+    cudaDevices: 'value' in devices ? devices.value : [],
     instructionSet: 'value' in isa ? isa.value : null,
     runtimes: 'value' in runtimes ? runtimes.value : [],
     providers,
@@ -37,6 +42,8 @@ export async function infoCommand(flags: { json?: boolean }): Promise<number> {
   } else {
     console.log(`platform         ${info.platform}, Node ${info.node}`);
     console.log(`library          ${info.library ?? 'not found'}`);
+    console.log(`CUDA library     ${info.cudaLibrary ?? 'not found'}`);
+    console.log(`CUDA devices     ${info.cudaDevices.join('; ') || 'none'}`);
     console.log(`instruction set  ${info.instructionSet ?? 'unknown'}`);
     for (const r of info.runtimes)
       console.log(`ONNX Runtime     ${r.version} ${r.path}${r.hooked ? '' : ` (${r.problem})`}`);

@@ -19,6 +19,7 @@ interface Addon {
   install(): LoadedRuntime[];
   uninstall(): number;
   instructionSet(): string;
+  cudaDevices(): string[];
 }
 
 /** onnxruntime-node before this does not accept the op's dynamic types. */
@@ -123,4 +124,9 @@ export function instructionSet(): string {
       cause: error,
     });
   }
+}
+
+/** The CUDA devices that the driver shows, as `NVIDIA H200, compute capability 9.0`; none without a driver. */
+export function cudaDevices(): string[] {
+  return loadAddon().cudaDevices();
 }

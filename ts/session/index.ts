@@ -4,7 +4,7 @@ import type { InferenceSession } from 'onnxruntime-node';
 import { QkvGemmError } from '../errors.js';
 import { checkOptions } from '../options.js';
 import { installSessionHook } from './addon.js';
-import { findBinary } from './library.js';
+import { CPU_LIBRARY, CUDA_LIBRARY, findBinary } from './library.js';
 
 export { installSessionHook, uninstallSessionHook, type LoadedRuntime } from './addon.js';
 export { libraryPath, platformName } from './library.js';
@@ -53,17 +53,27 @@ export function withCustomOps(options: SessionOptions, libraries: readonly strin
     return resolved;
   });
   installSessionHook();
-  const extra = options.extra ?? {};
-  const customOps = (extra.custom_ops ?? {}) as Record<string, unknown>;
-  const before = typeof customOps.libraries === 'string' ? customOps.libraries.split(SEPARATOR) : [];
   // Registering one library twice in a session would be an error: its domain is there already.
   const all = new Map<string, string>();
-  for (const library of [...before, ...paths]) {
+  for (const library of [...librariesOf(options), ...paths]) {
     const file = identity(library);
     if (library !== '' && !all.has(file)) all.set(file, library);
   }
-  const entry = [...all.values()].join(SEPARATOR);
-  return { ...options, extra: { ...extra, custom_ops: { ...customOps, libraries: entry } } };
+  return withLibraries(options, [...all.values()]);
+}
+
+function customOpsOf({ extra }: SessionOptions): Record<string, unknown> {
+  return (extra?.custom_ops ?? {}) as Record<string, unknown>;
+}
+
+function librariesOf(options: SessionOptions): string[] {
+  const { libraries } = customOpsOf(options);
+  return typeof libraries === 'string' ? libraries.split(SEPARATOR) : [];
+}
+
+function withLibraries(options: SessionOptions, libraries: readonly string[]): SessionOptions {
+  const customOps = { ...customOpsOf(options), libraries: libraries.join(SEPARATOR) };
+  return { ...options, extra: { ...options.extra, custom_ops: customOps } };
 }
 
 /** The same for all paths of one file, links included. */
@@ -75,20 +85,31 @@ function identity(library: string): string {
   }
 }
 
+/** Do these session options ask for the CUDA execution provider? */
+function asksForCuda({ executionProviders }: SessionOptions): boolean {
+  if (!Array.isArray(executionProviders)) return false; // left out, or an error that ONNX Runtime reports
+  return executionProviders.some(
+    (provider: InferenceSession.ExecutionProviderConfig) =>
+      (typeof provider === 'string' ? provider : provider.name) === 'cuda',
+  );
+}
+
 /**
  * Session options with which models run `com.deepspeed.QKVGemm` by this package's library:
- * `InferenceSession.create(model, withQkvGemm())`.
+ * `InferenceSession.create(model, withQkvGemm())`. On a GPU:
+ * `withQkvGemm({ executionProviders: ['cuda'] })`, which takes the library with kernels for both.
  *
- * @param options session options of onnxruntime-node; not changed. With the `cuda` execution provider among them the
- *   CUDA library is chosen.
- * @throws QkvGemmError as `withCustomOps`, and `INVALID_ARGUMENT` for an unknown option of ours.
+ * @param options session options of onnxruntime-node; not changed. With the `cuda` execution provider among them, by its
+ *   name or as `{ name: 'cuda', deviceId: 0 }`, the CUDA library is chosen.
+ * @param own `library`, or else the environment variable `QKVGEMM_LIBRARY`, is taken in place of either.
+ * @throws QkvGemmError as `withCustomOps`, and `INVALID_ARGUMENT` for an unknown option of ours. `LIBRARY_NOT_FOUND`
+ *   also where CUDA is asked for and the CUDA library was not built: the CPU's would do, but at the speed of copies.
  */
 export function withQkvGemm(options: SessionOptions = {}, own: QkvGemmLibraryOptions = {}): SessionOptions {
   checkOptions('withQkvGemm', own, ['library']);
-  const providers = options.executionProviders ?? [];
-  const cuda = providers.some(
-    (provider) => (typeof provider === 'string' ? provider : provider.name) === 'cuda',
-  );
-  const library = findBinary(cuda ? 'libqkvgemm-cuda.so' : 'libqkvgemm.so', own.library);
-  return withCustomOps(options, [library]);
+  const library = findBinary(asksForCuda(options) ? CUDA_LIBRARY : CPU_LIBRARY, own.library);
+  // Options that were made for another provider name the package's other library, and both have the same domain.
+  const before = librariesOf(options);
+  const kept = before.filter((name) => ![CPU_LIBRARY, CUDA_LIBRARY].includes(path.basename(name)));
+  return withCustomOps(kept.length < before.length ? withLibraries(options, kept) : options, [library]);
 }

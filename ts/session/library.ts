@@ -4,8 +4,22 @@ import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { QkvGemmError } from '../errors.js';
 
-/** Which of the package's binaries: the op for the CPU, the op for CPU and CUDA, the session addon. */
-export type Binary = 'libqkvgemm.so' | 'libqkvgemm-cuda.so' | 'qkvgemm_session.node';
+/** The op for the CPU. */
+export const CPU_LIBRARY = 'libqkvgemm.so';
+/** The op for CPU and CUDA. */
+export const CUDA_LIBRARY = 'libqkvgemm-cuda.so';
+/** The package's binaries; the last is the session addon. */
+export type Binary = typeof CPU_LIBRARY | typeof CUDA_LIBRARY | 'qkvgemm_session.node';
+
+/** How a binary comes about that was not found. */
+const HOW_TO_GET: Record<Binary, string> = {
+  [CPU_LIBRARY]: 'Build it in a source tree with `npm run build`, or set QKVGEMM_LIBRARY to its path.',
+  [CUDA_LIBRARY]:
+    'Build it in a source tree with `QKVGEMM_CUDA=1 npm run build`, which needs the CUDA toolkit (nvcc), or set ' +
+    "QKVGEMM_LIBRARY to its path. Without it the model's QKVGemm nodes would run on the CPU between nodes on the GPU; if " +
+    "that is wanted, name the CPU's library: withQkvGemm(options, { library: libraryPath() }).",
+  'qkvgemm_session.node': 'Build it in a source tree with `npm run build`.',
+};
 
 /** Environment variable that names a library to use instead of the package's own. */
 export const LIBRARY_VARIABLE = 'QKVGEMM_LIBRARY';
@@ -56,11 +70,11 @@ export function findBinary(name: Binary, given?: string): string {
     'LIBRARY_NOT_FOUND',
     `${name} was not found for ${platformName()} (Node ${process.version}). Tried:\n` +
       tried.map((place) => `  ${place}`).join('\n') +
-      '\nBuild it in a source tree with `npm run build`, or set QKVGEMM_LIBRARY to its path.',
+      `\n${HOW_TO_GET[name]}`,
   );
 }
 
 /** Path of the custom-op library: for the CPU, or with `cuda` the one that serves CPU and CUDA. */
 export function libraryPath(options: { cuda?: boolean } = {}): string {
-  return findBinary(options.cuda ? 'libqkvgemm-cuda.so' : 'libqkvgemm.so');
+  return findBinary(options.cuda ? CUDA_LIBRARY : CPU_LIBRARY);
 }
