@@ -144,7 +144,7 @@ function cudaOptions() {
   return {
     QKVGEMM_CUDA: 'ON',
     CMAKE_CUDA_COMPILER: nvcc.path,
-    QKVGEMM_CUDA_ARCHITECTURES: process.env.QKVGEMM_CUDA_ARCHITECTURES ?? '',
+    QKVGEMM_CUDA_ARCHITECTURES: process.env.QKVGEMM_CUDA_ARCHITECTURES || 'all',
   };
 }
 

@@ -8,6 +8,8 @@ interface Info {
   platform: string;
   node: string;
   library: string | null;
+  cudaLibrary: string | null;
+  cudaDevices: string[];
   instructionSet: string | null;
   runtimes: { path: string; version: string; hooked: boolean }[];
   providers: string[];
@@ -86,6 +88,18 @@ describe('qkvgemm info', () => {
     expect(text.code).to.equal(0);
     for (const part of [info.platform, info.library ?? '?', info.instructionSet ?? '?', 'ONNX Runtime'])
       expect(text.stdout).to.contain(part);
+  });
+
+  it('names the CUDA library, where it is built, and the devices, and misses neither', () => {
+    const { code, stdout } = qkvgemm(['info', '--json'], { env: { CUDA_VISIBLE_DEVICES: '' } });
+    expect(code).to.equal(0);
+    const info = JSON.parse(stdout) as Info;
+    const built = path.join(root, 'build', 'Release', 'libqkvgemm-cuda.so');
+    expect(info.cudaLibrary).to.equal(fs.existsSync(built) ? built : null);
+    expect(info.cudaDevices).to.deep.equal([]);
+    const text = qkvgemm(['info'], { env: { CUDA_VISIBLE_DEVICES: '' } });
+    expect(text.stdout).to.contain(`CUDA library     ${info.cudaLibrary ?? 'not found'}\n`);
+    expect(text.stdout).to.contain('CUDA devices     none\n');
   });
 
   it('QKVGEMM_ISA forces the instruction set', () => {

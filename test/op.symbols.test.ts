@@ -1,7 +1,8 @@
-/** What the two binaries show to the process that loads them: their entry points, and nothing of the C++ runtime in them. */
+/** What the binaries show to the process that loads them: their entry points, and nothing of the C++ runtime in them. */
 import { expect } from 'chai';
 import { spawnSync } from 'node:child_process';
 import { findBinary } from '../ts/session/library.js';
+import { cudaLibraryOrSkip } from './support/cuda.js';
 
 /** Output of one of binutils' programs, which come with g++. */
 function binutils(program: string, args: readonly string[]): string {
@@ -24,9 +25,20 @@ function needed(file: string): string[] {
   );
 }
 
+/** Libraries of the system that any host has. */
+const SYSTEM = /^(lib(c|m|dl|rt|pthread)\.so\.\d+|ld-linux-x86-64\.so\.2)$/;
+
 describe('symbols of the binaries', () => {
   it('the library exports RegisterCustomOps alone', () => {
     expect(exported(findBinary('libqkvgemm.so'))).to.deep.equal(['RegisterCustomOps']);
+  });
+
+  it('the CUDA library exports it alone, too, and asks for no library of CUDA or of its driver', function () {
+    const file = cudaLibraryOrSkip(this);
+    expect(exported(file)).to.deep.equal(['RegisterCustomOps']);
+    const libraries = needed(file);
+    expect(libraries).to.include('libc.so.6');
+    expect(libraries.filter((library) => !SYSTEM.test(library))).to.deep.equal([]);
   });
 
   it("the addon exports Node-API's entry points alone", () => {
@@ -37,12 +49,11 @@ describe('symbols of the binaries', () => {
   });
 
   it('neither asks for a C++ runtime or for ONNX Runtime', () => {
-    const system = /^(lib(c|m|dl|pthread)\.so\.\d+|ld-linux-x86-64\.so\.2)$/;
     for (const name of ['libqkvgemm.so', 'qkvgemm_session.node'] as const) {
       const libraries = needed(findBinary(name));
       expect(libraries, name).to.include('libc.so.6');
       expect(
-        libraries.filter((library) => !system.test(library)),
+        libraries.filter((library) => !SYSTEM.test(library)),
         name,
       ).to.deep.equal([]);
     }

@@ -10,6 +10,7 @@ import { relativeDifference } from '../scripts/bench/difference.js';
 import { QkvGemmError } from '../ts/errors.js';
 import { isOlder } from '../ts/session/addon.js';
 import { libraryPath, platformName, withCustomOps, withQkvGemm } from '../ts/session/index.js';
+import { cudaLibraryOrSkip } from './support/cuda.js';
 import { quiet } from './support/run.js';
 import { expected, fusedModel, K, ROWS, TOLERANCE, x } from './support/session_models.js';
 
@@ -176,6 +177,44 @@ describe('finding the library', () => {
     expect(libraryPath()).to.equal(mine);
   });
 
+  const onCuda: Options[] = [
+    { executionProviders: ['cuda'] },
+    { executionProviders: ['cuda', 'cpu'] },
+    { executionProviders: [{ name: 'cuda', deviceId: 1 }, 'cpu'] },
+  ];
+
+  it("takes the CUDA library for the CUDA provider, by its name or with options, and the CPU's without", function () {
+    const cuda = cudaLibraryOrSkip(this);
+    expect(cuda).to.match(/libqkvgemm-cuda\.so$/);
+    for (const options of onCuda) {
+      const result = withQkvGemm(options);
+      expect(libraries(result)).to.equal(cuda);
+      expect(result.executionProviders).to.equal(options.executionProviders);
+    }
+    for (const executionProviders of [[], ['cpu'], [{ name: 'cpu' }]] as Options['executionProviders'][])
+      expect(libraries(withQkvGemm({ executionProviders: executionProviders ?? [] }))).to.equal(
+        libraryPath(),
+      );
+  });
+
+  it('the caller and QKVGEMM_LIBRARY come before that choice', () => {
+    const mine = path.join(root, 'build', 'Release', 'libqkvgemm.so');
+    for (const options of onCuda) expect(libraries(withQkvGemm(options, { library: mine }))).to.equal(mine);
+    process.env.QKVGEMM_LIBRARY = mine;
+    for (const options of onCuda) expect(libraries(withQkvGemm(options))).to.equal(mine);
+  });
+
+  it("options that were made for another provider: the other library goes, anybody else's stays", async function () {
+    const cuda = cudaLibraryOrSkip(this);
+    const other = path.join(root, 'package.json');
+    const forCpu = withQkvGemm(withCustomOps(quiet, [other]));
+    const forCuda = withQkvGemm({ ...forCpu, executionProviders: ['cuda'] });
+    expect(libraries(forCpu)).to.equal(`${other}\n${libraryPath()}`);
+    expect(libraries(forCuda)).to.equal(`${other}\n${cuda}`);
+    expect(libraries(withQkvGemm({ ...forCuda, executionProviders: ['cpu'] }))).to.equal(libraries(forCpu));
+    await runs(withQkvGemm({ ...withCustomOps(quiet, [cuda]), executionProviders: ['cpu'] }));
+  });
+
   it('says that QKVGEMM_LIBRARY names nothing', () => {
     process.env.QKVGEMM_LIBRARY = '/nowhere/lib.so';
     const error = thrown(() => withQkvGemm());
@@ -190,13 +229,14 @@ describe('finding the library', () => {
       fs.cpSync(path.join(root, 'ts'), path.join(copy, 'ts'), { recursive: true });
       fs.writeFileSync(path.join(copy, 'package.json'), '{ "type": "module" }');
       const index = path.join(copy, 'ts', 'session', 'index.ts');
-      const program = `import(${JSON.stringify(index)}).then(({ libraryPath, withCustomOps }) => {
+      const program = `import(${JSON.stringify(index)}).then(({ libraryPath, withCustomOps, withQkvGemm }) => {
         const failure = (call) => { try { call(); return null; } catch ({ code, message }) { return { code, message }; } };
         const file = ${JSON.stringify(path.join(copy, 'package.json'))};
         console.log(JSON.stringify([
           failure(() => libraryPath()),
           failure(() => libraryPath({ cuda: true })),
           failure(() => withCustomOps({}, [file])),
+          failure(() => withQkvGemm({ executionProviders: ['cuda'] })),
         ]));
       });`;
       const env = { ...process.env };
@@ -208,14 +248,14 @@ describe('finding the library', () => {
       });
       expect(child.stderr).to.equal('');
       const found = JSON.parse(child.stdout) as { code: string; message: string }[];
-      const names = ['libqkvgemm.so', 'libqkvgemm-cuda.so', 'qkvgemm_session.node'];
+      const names = ['libqkvgemm.so', 'libqkvgemm-cuda.so', 'qkvgemm_session.node', 'libqkvgemm-cuda.so'];
       expect(found).to.have.length(names.length);
       names.forEach((name, i) => {
         expect(found[i]?.code).to.equal('LIBRARY_NOT_FOUND');
         expect(found[i]?.message)
           .to.contain(path.join(copy, 'build', 'Release', name))
           .and.to.contain(`@onnx-qkv-gemm/${platformName()}/${name}`)
-          .and.to.contain('npm run build');
+          .and.to.contain(name === 'libqkvgemm-cuda.so' ? 'QKVGEMM_CUDA=1 npm run build' : 'npm run build');
       });
     } finally {
       fs.rmSync(copy, { recursive: true, force: true });
