@@ -78,10 +78,12 @@ struct Entry {
 
 // Calls visit(Entry<...>) for each configuration of a type: {columns / 64, rows, share}.
 // The tiles: columns / 64, rows, blocks that share rows. cuda/plan.cc has the same list.
-#define QKV_HOPPER_TILES(F)                                                                         \
-  F(1, 16, 1)                                                                                       \
-  F(2, 16, 1) F(1, 32, 1) F(2, 32, 1) F(1, 64, 1) F(2, 64, 1) F(3, 64, 1) F(2, 128, 1) F(3, 128, 1) \
-      F(2, 256, 1) F(2, 256, 2)
+// clang-format off
+#define QKV_HOPPER_TILES(F)                                               \
+  F(1, 16, 1) F(2, 16, 1) F(1, 32, 1) F(2, 32, 1)                         \
+  F(1, 64, 1) F(2, 64, 1) F(3, 64, 1) F(2, 128, 1) F(3, 128, 1)           \
+  F(2, 256, 1) F(2, 256, 2)
+// clang-format on
 
 struct Key {
   int groups, tokens, share;
