@@ -39,6 +39,8 @@ export type Variance = 'deviations' | 'moments';
  * - A product of K terms is off by K u times the sum of magnitudes, beside the errors of the terms: e |w|, and u |v w|
  *   for the product, u for a scale that multiplies w or the sum of its block. bias: one more u of the result.
  * - At last the result is rounded to T: u_T times its magnitude, or half the smallest subnormal.
+ * - A kernel that multiplies in T (`inT`) rounds one operand of each product to it, gamma in the weights or the normalised
+ *   element: u_T times |n gamma w|, which is at most (|v| + |beta|) |w|.
  *
  * For K = 40 the product's part is 3e-6 of the sum of magnitudes: far below any one term, which is what a test needs.
  */
@@ -46,6 +48,7 @@ export function reference(
   spec: QkvGemmSpec,
   operands: Operands,
   variance: Variance = 'deviations',
+  inT = false,
 ): Record<string, Expected> {
   const k = depthOf(spec);
   const { n } = spec;
@@ -56,6 +59,8 @@ export function reference(
   const weights = dequantise(spec, operands);
   const rounding = ROUNDING[input.type];
   if (!rounding) throw new Error(`no rounding for element type ${input.type}`);
+
+  const operand = inT && input.type !== DataType.float ? rounding.relative : 0;
 
   const empty = (width: number): Expected => ({
     dims: [...lead, width],
@@ -83,7 +88,8 @@ export function reference(
           const weight = weights[at * n + column] ?? NaN;
           sum += value * weight;
           magnitude += Math.abs(value * weight);
-          carried += error * Math.abs(weight);
+          const rounded = operand * (Math.abs(value) + Math.abs(operands.beta?.values[at] ?? 0));
+          carried += (error + rounded) * Math.abs(weight);
         });
         const error = carried + (k + 4) * U * magnitude + U * Math.abs(sum + bias);
         set(output, row * width + i, sum + bias, error);

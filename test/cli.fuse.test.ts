@@ -8,7 +8,7 @@ import type { FuseReport } from '../ts/rewrite/report.js';
 import { withQkvGemm } from '../ts/session/index.js';
 import { attentionInput, writeAttentionModel } from './support/attention.js';
 import { filesIn, qkvgemm, testFolder } from './support/command.js';
-import { corpusFolder, corpusModels } from './support/corpus.js';
+import { corpusFolder, corpusModels } from '../models/corpus.js';
 import { quiet, runModel } from './support/run.js';
 
 const bytesOf = (file: string): Uint8Array => new Uint8Array(fs.readFileSync(file));

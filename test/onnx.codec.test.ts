@@ -3,7 +3,7 @@ import { QkvGemmError } from '../ts/errors.js';
 import { Model } from '../ts/onnx/model.js';
 import { Tensor, encodeTensor } from '../ts/onnx/tensor.js';
 import { concat, MessageWriter, readFields } from '../ts/onnx/wire.js';
-import { corpusModel, corpusModels } from './support/corpus.js';
+import { corpusModel, corpusModels } from '../models/corpus.js';
 
 const small = (): Uint8Array =>
   new MessageWriter()

@@ -1,10 +1,8 @@
 import { expect } from 'chai';
 import { worstDifference } from '../scripts/bench/difference.js';
-import { Model } from '../ts/onnx/model.js';
-import { concat, MessageWriter, readFields } from '../ts/onnx/wire.js';
 import { fuseBytes } from '../ts/rewrite/fuse.js';
 import { withQkvGemm } from '../ts/session/index.js';
-import { corpusInputs, corpusModel, corpusModels } from './support/corpus.js';
+import { corpusInputs, corpusModel, corpusModels, withoutTraining } from '../models/corpus.js';
 import { quiet, runModel } from './support/run.js';
 
 /** Fused nodes per model: each has two layers, and OLMo-2 normalises behind its attention. */
@@ -15,22 +13,6 @@ const EXPECTED: [RegExp, number][] = [
   [/^whisper_encoder\.ts17$/, 2],
   [/^olmo2\./, 0],
 ];
-
-/** Every Dropout at inference: a model exported in training mode gives other results at each run. */
-function withoutTraining(bytes: Uint8Array): Uint8Array {
-  const model = new Model(bytes);
-  for (const node of model.graph.nodes) {
-    if (!node.is('Dropout') || node.inputs.length < 3) continue;
-    const writer = new MessageWriter();
-    let inputs = 0;
-    for (const field of readFields(node.message, node.label)) {
-      if (field.number !== 1 || ++inputs < 3) writer.copy(field.span);
-    }
-    model.graph.insertNode(node, writer.finish());
-    model.graph.removeNode(node);
-  }
-  return concat(model.encode());
-}
 
 describe('the corpus', () => {
   const models = corpusModels();

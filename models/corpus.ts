@@ -3,9 +3,11 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import * as ort from 'onnxruntime-node';
-import { DataType, Tensor } from '../../ts/onnx/tensor.js';
+import { Model } from '../ts/onnx/model.js';
+import { DataType, Tensor } from '../ts/onnx/tensor.js';
+import { concat, MessageWriter, readFields } from '../ts/onnx/wire.js';
 
-const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '..', '..');
+const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '..');
 export const corpusFolder = process.env.QKVGEMM_CORPUS ?? path.resolve(root, '..', 'shared', 'corpus');
 
 /** Names of the corpus models; empty, with a note on the console, where the corpus is not there. */
@@ -44,4 +46,20 @@ function toOrt(tensor: Tensor): ort.Tensor {
     case DataType.float16: return new ort.Tensor('float16', new Uint16Array(data), dims);
     default: throw new Error(`corpus input of type ${tensor.type}`);
   } // prettier-ignore
+}
+
+/** Every Dropout at inference: a model exported in training mode gives other results at each run. */
+export function withoutTraining(bytes: Uint8Array): Uint8Array {
+  const model = new Model(bytes);
+  for (const node of model.graph.nodes) {
+    if (!node.is('Dropout') || node.inputs.length < 3) continue;
+    const writer = new MessageWriter();
+    let inputs = 0;
+    for (const field of readFields(node.message, node.label)) {
+      if (field.number !== 1 || ++inputs < 3) writer.copy(field.span);
+    }
+    model.graph.insertNode(node, writer.finish());
+    model.graph.removeNode(node);
+  }
+  return concat(model.encode());
 }

@@ -1,0 +1,68 @@
+/** Every model of the corpus, as it stands and fused, on the device: both must be as close to the CPU's answer. */
+import type * as ort from 'onnxruntime-node';
+import { corpusInputs, corpusModel, corpusModels, withoutTraining } from '../../../models/corpus.js';
+import { runModel } from '../../../test/support/run.js';
+import { fuseBytes } from '../../../ts/rewrite/fuse.js';
+import { withQkvGemm } from '../../../ts/session/index.js';
+import { worstDifference } from '../difference.js';
+import { copies, placement } from './profile.js';
+import { scientific, type Report } from './report.js';
+
+type Options = ort.InferenceSession.SessionOptions;
+
+/** A fused graph may be this many times as far from the reference as the stock graph is on the same device. */
+const FACTOR = 2;
+
+/**
+ * What is always allowed, of the largest output, where the stock graph happens to be closer: what the same models are
+ * allowed on the CPU. float16 graphs round every intermediate to 11 bits; float32 sums differ in their order.
+ */
+const allowed = (name: string): number => (name.endsWith('.fp16') ? 4e-3 : 2e-5);
+
+/**
+ * The reference is the CPU: the original, or, where weights are rounded, the rewritten model there.
+ *
+ * @param options session options with the execution provider that is tested.
+ * @param provider its name in profiles.
+ */
+export async function checkCorpus(options: Options, provider: string, report: Report): Promise<void> {
+  report.heading('Corpus: differences from the CPU, of the largest output');
+  report.columns('model', 'weights', 'fused nodes', 'stock graph', 'fused graph', 'allowed', '');
+  let fusedModels = 0;
+  for (const name of corpusModels()) {
+    const original = withoutTraining(corpusModel(name));
+    const inputs = corpusInputs(name);
+    const onCpu: Options = { logSeverityLevel: 4 };
+    const expected = await runModel(original, inputs, { ...onCpu, graphOptimizationLevel: 'disabled' });
+    const stock = worstDifference(expected, await runModel(original, inputs, options));
+    for (const dtype of ['keep', 'fp16', 'bf16', 'int8'] as const) {
+      const { model, report: fused } = fuseBytes(original, { dtype });
+      if (fused.fused.length === 0) continue;
+      fusedModels++;
+      const reference = dtype === 'keep' ? expected : await runModel(model, inputs, withQkvGemm(onCpu));
+      const difference = worstDifference(reference, await runModel(model, inputs, withQkvGemm(options)));
+      if (dtype === 'keep') {
+        const before = await placement(original, inputs, options);
+        const after = await placement(model, inputs, withQkvGemm(options));
+        report.check(
+          String(after.providers) === provider && copies(after) <= copies(before),
+          `${name}: QKVGemm on ${after.providers.join(', ')}, ${copies(after)} Memcpy nodes; expected ${provider} and at most ${copies(before)}, as in the stock graph`,
+        );
+      }
+      const bound = Math.max(FACTOR * stock, allowed(name));
+      report.row(
+        name,
+        dtype,
+        fused.fused.length,
+        scientific(stock),
+        scientific(difference),
+        scientific(bound),
+        report.check(
+          difference <= bound,
+          `${name}, weights ${dtype}: ${scientific(difference)} from the CPU, ${scientific(bound)} allowed`,
+        ),
+      );
+    }
+  }
+  report.check(fusedModels > 0, 'the corpus holds no model in which anything is fused');
+}
