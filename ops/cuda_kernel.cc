@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
+#include <map>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -95,6 +96,17 @@ size_t BytesOf(const TensorInfo& info) {
   return bytes;
 }
 
+// Shared by the kernels of one arena, which its memory info stands for: that belongs to the arena.
+std::shared_ptr<std::atomic<size_t>> MostScratchOf(const OrtMemoryInfo* arena) {
+  static auto* const mutex = new std::mutex;
+  static auto* const all = new std::map<const OrtMemoryInfo*, std::weak_ptr<std::atomic<size_t>>>;
+  const std::lock_guard lock(*mutex);
+  std::erase_if(*all, [](const auto& entry) { return entry.second.expired(); });
+  std::shared_ptr<std::atomic<size_t>> most = (*all)[arena].lock();
+  if (most == nullptr) (*all)[arena] = most = std::make_shared<std::atomic<size_t>>(0);
+  return most;
+}
+
 }  // namespace
 
 // Scratch memory of one call, from the arena of ONNX Runtime's CUDA provider, and on the call's stream: the
@@ -121,15 +133,15 @@ class CudaKernel::Scratch {
 
  private:
   // Where there is no memory, KernelContext_GetScratchBuffer ends the process (ONNX Runtime 1.29 and before:
-  // it throws and is noexcept), while AllocatorAlloc returns an error. So a call that needs more than any
-  // before asks the one that can say no, and leaves the block to the other.
+  // it throws and is noexcept), while AllocatorAlloc returns an error. So a call that needs more than any of
+  // the arena's kernels before asks the one that can say no, and leaves the block to the other.
   void ProveThereIs(size_t bytes) {
-    if (bytes <= kernel_.most_scratch_) return;
+    size_t most = *kernel_.most_scratch_;
+    if (bytes <= most) return;
     void* block = nullptr;
     ThrowIfError(kernel_.api_.AllocatorAlloc(kernel_.allocator_.get(), bytes, &block));
     ThrowIfError(kernel_.api_.AllocatorFree(kernel_.allocator_.get(), block));
-    size_t most = kernel_.most_scratch_;
-    while (most < bytes && !kernel_.most_scratch_.compare_exchange_weak(most, bytes)) {
+    while (most < bytes && !kernel_.most_scratch_->compare_exchange_weak(most, bytes)) {
     }
   }
 
@@ -153,6 +165,7 @@ CudaKernel::CudaKernel(const OrtApi& api, const OrtKernelInfo* info)
   allocator_.reset(allocator);
   ThrowIfError(api_.AllocatorGetInfo(allocator, &memory_));
   ThrowIfError(api_.MemoryInfoGetId(memory_, &ordinal_));
+  most_scratch_ = MostScratchOf(memory_);
   const CurrentDevice current(ordinal_);
   Check(cuda::GetDevice(ordinal_, &device_), ordinal_, "preparing kernels");
   if (device_.architecture < kOldestArchitecture)
@@ -220,14 +233,22 @@ void CudaKernel::PackConstants(const OrtKernelInfo* info) {
   Check(cudaStreamSynchronize(stream), ordinal_, "packing weights");
 }
 
+cuda::Plan CudaKernel::PlanFor(const Problem& problem, bool aligned) const {
+  const std::lock_guard lock(planned_mutex_);
+  if (planned_.m != problem.m || planned_.aligned != aligned)
+    planned_ = {problem.m, aligned, cuda::MakePlan(problem, device_, packing_, aligned)};
+  return planned_.plan;
+}
+
 void CudaKernel::Run(OrtKernelContext* context, const Problem& problem, const Operands& operands) const {
   const CurrentDevice current(ordinal_);
   void* handle = nullptr;
   ThrowIfError(api_.KernelContext_GetGPUComputeStream(context, &handle));
   const auto stream = static_cast<cudaStream_t>(handle);
-  const cuda::Packing packing = packed_ ? packing_ : cuda::ChoosePacking(problem, device_);
   const bool aligned = reinterpret_cast<uintptr_t>(operands.input) % 16 == 0;
-  const cuda::Plan plan = cuda::MakePlan(problem, device_, packing, aligned);
+  const cuda::Packing packing = packed_ ? packing_ : cuda::ChoosePacking(problem, device_);
+  const cuda::Plan plan =
+      packed_ ? PlanFor(problem, aligned) : cuda::MakePlan(problem, device_, packing, aligned);
   const bool pack =
       !packed_ && plan.family != cuda::Family::kGeneric;  // which reads the weights as they come
   const size_t packed_bytes = pack ? Padded(cuda::PackedBytes(problem, packing)) : 0;

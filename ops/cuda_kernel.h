@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <memory>
+#include <mutex>
 
 #include "cuda/qkv_gemm_cuda.h"
 #include "ops/kernel.h"
@@ -33,7 +34,15 @@ class CudaKernel final : public Kernel {
   DeviceMemory Allocate(size_t bytes, const char* what) const;
   bool ConstantProblem(const OrtKernelInfo* info, Problem* problem, int64_t* only_split) const;
   void PackConstants(const OrtKernelInfo* info);
+  cuda::Plan PlanFor(const Problem& problem, bool aligned) const;
   void Run(OrtKernelContext* context, const Problem& problem, const Operands& operands) const override;
+
+  // What was planned last for the constant weights, since the next call often has as many rows.
+  struct Planned {
+    int64_t m = -1;
+    bool aligned = false;
+    cuda::Plan plan;
+  };
 
   std::unique_ptr<OrtAllocator, ReleaseAllocator> allocator_;  // of the provider's arena on the device
   const OrtMemoryInfo* memory_ = nullptr;                      // the allocator's
@@ -41,7 +50,9 @@ class CudaKernel final : public Kernel {
   cuda::Device device_;
   cuda::Packing packing_ = cuda::Packing::kNone;
   DeviceMemory packed_;
-  mutable std::atomic<size_t> most_scratch_{0};  // bytes that the arena has been seen to have
+  mutable std::mutex planned_mutex_;
+  mutable Planned planned_;
+  std::shared_ptr<std::atomic<size_t>> most_scratch_;  // of all kernels of the arena, in bytes
 };
 
 }  // namespace qkvgemm
