@@ -55,7 +55,7 @@ export async function main(args: readonly string[]): Promise<number> {
     });
   program
     .command('info')
-    .description('library path, instruction set, ONNX Runtime versions and providers')
+    .description('libraries, CUDA devices, instruction set, ONNX Runtime versions and providers')
     .option('--json', 'print one JSON object instead of text')
     .action(async (flags: { json?: boolean }) => {
       code = await infoCommand(flags);
