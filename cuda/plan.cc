@@ -126,7 +126,9 @@ Packing ChoosePacking(const Problem& p, const Device& device) {
   if (device.architecture < (p.t == DType::kBFloat16 ? 80 : 75)) return Packing::kNone;
   if (p.tw != DType::kInt8) return Packing::kHalf;
   const bool plain = p.scale_layout == ScaleLayout::kColumnGroups && !p.has_zero_point;
-  if (p.activation_quant) return plain ? Packing::kInt8Activations : Packing::kNone;
+  // Sums of int8 products are int32.
+  constexpr int64_t kLongestInt8Sum = std::numeric_limits<int32_t>::max() / (127 * 128);
+  if (p.activation_quant) return plain && p.k <= kLongestInt8Sum ? Packing::kInt8Activations : Packing::kNone;
   return plain ? Packing::kInt8 : Packing::kHalf;
 }
 

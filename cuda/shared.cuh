@@ -30,18 +30,40 @@ __device__ __forceinline__ void StoreWord(uint32_t address, uint32_t value) {
   asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
 }
 
-// Asynchronous on sm_80 and later. Copies 16 bytes, or writes zeros where `there` is false.
-__device__ __forceinline__ void CopyAsync(uint32_t target, const void* source, bool there) {
+// A thread's copies of 16 bytes into shared memory, kCount of them at a time. Asynchronous on sm_80 and
+// later; before, they are in registers between Start and Finish.
+template <int kCount>
+class Copies {
+ public:
+  // Writes zeros where `there` is false.
+  __device__ __forceinline__ void Start([[maybe_unused]] int i, uint32_t target, const void* source,
+                                        bool there) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-  const uint4 v = there ? *static_cast<const uint4*>(source) : uint4{0, 0, 0, 0};
-  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(target), "r"(v.x), "r"(v.y), "r"(v.z),
-               "r"(v.w)
-               : "memory");
+    targets_[i] = target;
+    values_[i] = there ? *static_cast<const uint4*>(source) : uint4{0, 0, 0, 0};
 #else
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(source), "r"(there ? 16 : 0)
-               : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(source),
+                 "r"(there ? 16 : 0)
+                 : "memory");
 #endif
-}
+  }
+  __device__ __forceinline__ void Finish() const {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#pragma unroll
+    for (int i = 0; i < kCount; ++i)
+      asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(targets_[i]), "r"(values_[i].x),
+                   "r"(values_[i].y), "r"(values_[i].z), "r"(values_[i].w)
+                   : "memory");
+#endif
+  }
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+ private:
+  uint32_t targets_[kCount];
+  uint4 values_[kCount];
+#endif
+};
+// Groups of the copies that were started.
 __device__ __forceinline__ void CommitCopies() {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
   asm volatile("cp.async.commit_group;" ::: "memory");

@@ -196,23 +196,27 @@ class Block {
 
   __device__ __forceinline__ void MultiplyWidened(int steps) {
     const uint32_t ring = SharedAddress(shared_) + warp_ * C::kStages * C::kStageBytes;
+    Copies<C::kTokens / 4> copies;
     // Every half step has its group of copies, though it may be empty.
     const auto copy = [&](int step, int half, int stage) __attribute__((always_inline)) {
       const int chunk = lane_ % 8;
       const int64_t at = static_cast<int64_t>(step * 2 + half) * kPieceRowBytes + chunk * 16;
       if (step < steps) {
 #pragma unroll
-        for (int r = 0; r < C::kTokens; r += 4) {
-          const int row = r + lane_ / 8;
+        for (int i = 0; i < C::kTokens / 4; ++i) {
+          const int row = i * 4 + lane_ / 8;
           const bool there = row < p_.m && at < p_.row_bytes;
-          CopyAsync(ring + stage * C::kStageBytes + row * kPieceRowBytes + ((chunk ^ (row & 7)) * 16),
-                    static_cast<const char*>(p_.rows) + (there ? row * p_.row_bytes + at : 0), there);
+          copies.Start(i, ring + stage * C::kStageBytes + row * kPieceRowBytes + ((chunk ^ (row & 7)) * 16),
+                       static_cast<const char*>(p_.rows) + (there ? row * p_.row_bytes + at : 0), there);
         }
       }
       CommitCopies();
     };
-    copy(warp_, 0, 0);
-    copy(warp_, 1, 1);
+    const auto finish = [&](int step) __attribute__((always_inline)) {
+      if (step < steps) copies.Finish();
+    };
+    copy(warp_, 0, 0), finish(warp_);
+    copy(warp_, 1, 1), finish(warp_);
     int stage = 0;
     for (int step = warp_; step < steps; step += kWarps) {
 #pragma unroll
@@ -246,6 +250,7 @@ class Block {
           }
           if (step + kWarps < steps) LoadWeights(step + kWarps, half, i);
         }
+        finish(step + kWarps);
         stage = stage == 2 ? 0 : stage + 1;
       }
     }

@@ -39,6 +39,9 @@ struct Config {
   static constexpr int kRowsBytes = kTokens * kPieceRowBytes;
   static constexpr int kStageBytes = kRowsBytes + kColumns / kPieceColumns * kPieceBytes;
   static constexpr int kStages = 3;
+  // Of a thread, for each stage.
+  static constexpr int kPieceCopies = kPieceBytes / (kThreads * 16),
+                       kRowCopies = kRowsBytes / (kThreads * 16);
   static constexpr int kOutPitch = kColumns * 2 + 16;  // the 16 against bank conflicts
   static constexpr int kSharedBytes = kStages * kStageBytes;
   static_assert(kOutPitch * kTokens <= kSharedBytes);
@@ -69,11 +72,18 @@ class Block {
     LetNextStart();
     // Weights never depend on the kernel before. Everything else does.
 #pragma unroll
-    for (int i = 0; i < C::kStages - 1; ++i) LoadWeights(i, i);
+    for (int i = 0; i < C::kStages - 1; ++i) {
+      if (i >= p_.pieces_per_row) continue;
+      LoadWeights(i, i);
+      weight_copies_.Finish();
+    }
     WaitForPrevious();
 #pragma unroll
     for (int i = 0; i < C::kStages - 1; ++i) {
-      LoadRows(i, i);
+      if (i < p_.pieces_per_row) {
+        LoadRows(i, i);
+        row_copies_.Finish();
+      }
       CommitCopies();
     }
     int stage = 0;
@@ -82,10 +92,17 @@ class Block {
       __syncthreads();
       // Into the stage that was computed last, with which every warp is done.
       const int free = stage == 0 ? C::kStages - 1 : stage - 1;
-      LoadWeights(kb + C::kStages - 1, free);
-      LoadRows(kb + C::kStages - 1, free);
+      const bool more = kb + C::kStages - 1 < p_.pieces_per_row;
+      if (more) {
+        LoadWeights(kb + C::kStages - 1, free);
+        LoadRows(kb + C::kStages - 1, free);
+      }
       CommitCopies();
       Multiply(shared_ + stage * C::kStageBytes);
+      if (more) {
+        weight_copies_.Finish();
+        row_copies_.Finish();
+      }
       stage = stage == C::kStages - 1 ? 0 : stage + 1;
     }
     __syncthreads();  // the stages become the place of the results
@@ -95,8 +112,7 @@ class Block {
   }
 
  private:
-  __device__ __forceinline__ void LoadWeights(int kb, int stage) const {
-    if (kb >= p_.pieces_per_row) return;
+  __device__ __forceinline__ void LoadWeights(int kb, int stage) {
     const uint32_t target = shared_ + stage * C::kStageBytes + C::kRowsBytes;
 #pragma unroll
     for (int i = 0; i < C::kColumns / kPieceColumns; ++i) {
@@ -105,25 +121,25 @@ class Block {
       const char* piece = static_cast<const char*>(p_.weights) +
                           (static_cast<int64_t>(row) * p_.pieces_per_row + kb) * C::kPieceBytes;
 #pragma unroll
-      for (int at = 0; at < C::kPieceBytes; at += C::kThreads * 16) {
-        const int byte = at + static_cast<int>(threadIdx.x) * 16;
-        CopyAsync(target + i * C::kPieceBytes + byte, piece + byte, true);
+      for (int copy = 0; copy < C::kPieceCopies; ++copy) {
+        const int byte = (copy * C::kThreads + static_cast<int>(threadIdx.x)) * 16;
+        weight_copies_.Start(i * C::kPieceCopies + copy, target + i * C::kPieceBytes + byte, piece + byte,
+                             true);
       }
     }
   }
   // Chunk i of row r lies at chunk i ^ r % 8 of its 128 bytes, as in a piece.
-  __device__ __forceinline__ void LoadRows(int kb, int stage) const {
-    if (kb >= p_.pieces_per_row) return;
+  __device__ __forceinline__ void LoadRows(int kb, int stage) {
     const int chunk = threadIdx.x % 8;
     const int64_t at = static_cast<int64_t>(kb) * kPieceRowBytes + chunk * 16;
     const uint32_t target = shared_ + stage * C::kStageBytes;
 #pragma unroll
-    for (int r = 0; r < C::kTokens; r += C::kThreads / 8) {
-      const int row = r + threadIdx.x / 8;
+    for (int copy = 0; copy < C::kRowCopies; ++copy) {
+      const int row = copy * (C::kThreads / 8) + threadIdx.x / 8;
       const bool there = row0_ + row < p_.m && at < p_.row_bytes;
       const int64_t from = there ? (row0_ + row) * p_.row_bytes + at : 0;
-      CopyAsync(target + row * kPieceRowBytes + ((chunk ^ (row & 7)) * 16),
-                static_cast<const char*>(p_.rows) + from, there);
+      row_copies_.Start(copy, target + row * kPieceRowBytes + ((chunk ^ (row & 7)) * 16),
+                        static_cast<const char*>(p_.rows) + from, there);
     }
   }
 
@@ -227,6 +243,8 @@ class Block {
   const int warp_ = threadIdx.x / 32, lane_ = threadIdx.x % 32;
   int column0_, row0_;
   typename C::Sum sums_[C::kGroups][C::kBlocks][4] = {};
+  Copies<C::kColumns / kPieceColumns * C::kPieceCopies> weight_copies_;
+  Copies<C::kRowCopies> row_copies_;
 };
 
 template <typename C>
