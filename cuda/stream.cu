@@ -86,7 +86,7 @@ template <typename C>
 class Block {
  public:
   __device__ __forceinline__ Block(const Params& p, char* shared) : p_(p), shared_(shared) {
-    const int groups = static_cast<int>(CeilDiv(p.n, kGroupColumns));
+    const int groups = (p.n + kGroupColumns - 1) / kGroupColumns;
     const int lane_vector = C::kWiden ? lane_ : g_ * 8 + ((t_ ^ (g_ & 3)) | (g_ & 4));
 #pragma unroll
     for (int i = 0; i < C::kGroups; ++i) {
