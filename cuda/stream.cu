@@ -155,10 +155,6 @@ class Block {
       const int next = step + kWarps;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        if constexpr (C::kMoments) {
-          if (p_.norm != NormType::kNone)
-            AddMoments(x[half], p_.k - static_cast<int>(RowByte(step, half) / 2));
-        }
 #pragma unroll
         for (int i = 0; i < C::kGroups; ++i) {
           const uint4 low = w_[i][half][0], high = w_[i][half][1];
@@ -171,22 +167,29 @@ class Block {
           }
           if (next < steps) LoadWeights(next, half, i);
         }
+        // Only now: until the weights of the next step are asked for, the memory waits.
+        if constexpr (C::kMoments) {
+          if (p_.norm != NormType::kNone)
+            AddMoments(x[half], p_.k - static_cast<int>(RowByte(step, half) / 2));
+        }
         if (next < steps) load(next, half);
       }
     }
   }
   // Chunks of the rows g of which `left` values and more are there.
   __device__ __forceinline__ void AddMoments(const uint4 (&x)[C::kBlocks], int left) {
-    const bool centred = p_.norm == NormType::kLayerNorm;
+    const auto add = [&](int count) __attribute__((always_inline)) {
 #pragma unroll
-    for (int j = 0; j < C::kBlocks; ++j) {
-      float v[8];
-      Unpack<typename C::T>(x[j], v);
-      if (left >= 8) {
-        moments_[j].Add(v, 8, centred);
-      } else if (left > 0) {
-        moments_[j].Add(v, left, centred);
+      for (int j = 0; j < C::kBlocks; ++j) {
+        float v[8];
+        Unpack<typename C::T>(x[j], v);
+        moments_[j].Add(v, count, p_.norm == NormType::kLayerNorm);
       }
+    };
+    if (left >= 8) {
+      add(8);
+    } else if (left > 0) {
+      add(left);
     }
   }
   // Of the input's rows: where this lane's chunk begins.
