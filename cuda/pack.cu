@@ -16,6 +16,7 @@ struct Params {
   Weight weight;
   Vector gamma, beta, bias;  // data null: absent
   Packing packing;
+  bool centred;  // rows are: any constant may be taken off a column
   DType t;
   int64_t pieces_per_row;
   char* pieces;
@@ -61,12 +62,26 @@ __global__ void __launch_bounds__(kThreads) PackKernel(const Params p) {
     const float w = p.weight.At(k, column);
     return p.gamma.data ? w * p.gamma.At(k) : w;
   };
+  const auto add = [](double a, double b) { return a + b; };
   int exponent = 0;
+  // A centred row times a constant column is 0. So a column whose mean is not small, as zero points make
+  // them, goes without it: else products with a row's mean, much larger than the result, would have to cancel
+  // in the sums.
+  float offset = 0;
   if (half) {
+    if (p.centred) {
+      double sum = 0, magnitude = 0;
+      if (inside)
+        for (int64_t k = lane; k < p.weight.k; k += kLanes) sum += value(k), magnitude += fabsf(value(k));
+      sum = ColumnReduce<double>(sum, shared, lane, c, add);
+      magnitude = ColumnReduce<double>(magnitude, shared, lane, c, add);
+      if (fabs(sum) > 0.25 * magnitude && magnitude < INFINITY)
+        offset = static_cast<float>(sum / static_cast<double>(p.weight.k));
+    }
     double largest = 0;
     if (inside)
       for (int64_t k = lane; k < p.weight.k; k += kLanes) {
-        const float v = fabsf(value(k));
+        const float v = fabsf(value(k) - offset);
         if (isfinite(v)) largest = fmax(largest, static_cast<double>(v));
       }
     largest =
@@ -84,7 +99,7 @@ __global__ void __launch_bounds__(kThreads) PackKernel(const Params p) {
     const int in_piece = static_cast<int>(k % depth);
     char* piece = pieces + k / depth * (p.packing == Packing::kInt8 ? 4096 : 8192);
     if (half) {
-      const float v = there ? ldexpf(value(k), -exponent) : 0.0f;
+      const float v = there ? ldexpf(value(k) - offset, -exponent) : 0.0f;
       void* target = piece + HalfOffset(c, in_piece);
       Store(target, p.t, 0, v);
       sum += Vector{target, p.t}.At(0);
@@ -98,7 +113,6 @@ __global__ void __launch_bounds__(kThreads) PackKernel(const Params p) {
     }
     if (half && there && p.beta.data) constant += static_cast<double>(p.weight.At(k, column)) * p.beta.At(k);
   }
-  const auto add = [](double a, double b) { return a + b; };
   sum = ColumnReduce<double>(sum, shared, lane, c, add);
   constant = ColumnReduce<double>(constant, shared, lane, c, add);
   if (lane != 0) return;
@@ -133,6 +147,7 @@ cudaError_t Pack(const Problem& p, const Operands& o, Packing packing, void* pac
   }
   params.bias = {o.bias, p.bias_type};
   params.packing = packing;
+  params.centred = p.norm == NormType::kLayerNorm;
   params.t = p.t;
   params.pieces_per_row = PiecesPerRow(p, packing);
   params.pieces = static_cast<char*>(packed);
