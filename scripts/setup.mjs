@@ -101,6 +101,8 @@ function ortHeaders() {
   return folder;
 }
 
+const CUDA_LIBRARY = 'libqkvgemm-cuda.so';
+
 /** The first release of nvcc whose C++ is that of the host's code. */
 const OLDEST_NVCC = 12;
 
@@ -123,9 +125,14 @@ function whyNoCuda(wish, nvcc) {
   return nvcc.tooOld ? `nvcc is ${nvcc.release}, and ${OLDEST_NVCC}.0 is needed` : '';
 }
 
-/** CMake options of the CUDA library, which is built where nvcc is, unless `QKVGEMM_CUDA` says 0 or 1. */
-function cudaOptions() {
+/**
+ * CMake options of the CUDA library, which is built where nvcc is, unless `QKVGEMM_CUDA` says 0 or 1. What does not need it
+ * (`needed` false) does not wait for a first build of it either.
+ */
+function cudaOptions(needed) {
   const wish = process.env.QKVGEMM_CUDA ?? '';
+  if (!needed && wish !== '1' && !fs.existsSync(path.join('build', 'Release', CUDA_LIBRARY)))
+    return { QKVGEMM_CUDA: 'OFF' };
   if (!['', '0', '1'].includes(wish))
     fail(
       `QKVGEMM_CUDA is '${wish}'; it takes 1 (build the CUDA library), 0 (do not) or '' (if nvcc is there)`,
@@ -148,10 +155,8 @@ function cudaOptions() {
   };
 }
 
-const CUDA_LIBRARY = 'libqkvgemm-cuda.so';
-
-function buildNative() {
-  const options = { ONNXRUNTIME_INCLUDE_DIR: ortHeaders(), ...cudaOptions() };
+function buildNative(cuda) {
+  const options = { ONNXRUNTIME_INCLUDE_DIR: ortHeaders(), ...cudaOptions(cuda) };
   say('building the library and the addon (cmake-js)');
   const hint =
     'the native build failed; it needs cmake >= 3.22, make and g++ >= 12 (Debian: apt-get install cmake make g++)';
@@ -197,11 +202,11 @@ const tasks = {
     node(bin.mocha, files ? args : [...args, 'test/**/*.test.ts']);
   },
   demo(args) {
-    build();
+    build({ cuda: false });
     node(bin.tsx, ['scripts/demo.ts', ...args]);
   },
   'bench:cpu'(args) {
-    build();
+    build({ cuda: false });
     node(bin.tsx, ['scripts/bench_cpu.ts', ...args]);
   },
   'bench:gpu'(args) {
@@ -220,8 +225,8 @@ const tasks = {
   },
 };
 
-function build() {
-  buildNative();
+function build({ cuda = true } = {}) {
+  buildNative(cuda);
   buildTypeScript();
 }
 
