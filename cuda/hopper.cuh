@@ -15,6 +15,7 @@
 #include "cuda/elements.cuh"
 #include "cuda/families.h"
 #include "cuda/launch.h"
+#include "cuda/output.cuh"
 #include "cuda/tma.cuh"
 #include "cuda/wgmma.cuh"
 #include "cuda/widen.cuh"
@@ -193,9 +194,7 @@ struct Block {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
           uint32_t w[4];
-          asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                       : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3])
-                       : "r"(weights + ((warp * 2 + h) * 32 + lane) * 16));
+          LoadVector(w, weights + ((warp * 2 + h) * 32 + lane) * 16);
 #pragma unroll
           for (int s = 0; s < 2; ++s) {
             Widen<typename C::T>(w[2 * s], a[2 * h + s][0], a[2 * h + s][1]);
@@ -248,14 +247,11 @@ struct Block {
                      : "=f"(s.x), "=f"(s.y), "=f"(s.z), "=f"(s.w)
                      : "r"(statistics + ((j + i) * 8 + t * 2) * 8)
                      : "memory");
-        const auto finish =
-            [](const Column& k, float value, float mean, float rstd) __attribute__((always_inline)) {
-          return fmaf(rstd, fmaf(value, k.scale, -mean * k.column_sum), k.constant);
-        };
-        r[2 * i] = Pack2<T>(finish(late.low, static_cast<float>(d[0]), s.x, s.y),
-                            finish(late.low, static_cast<float>(d[1]), s.z, s.w));
-        r[2 * i + 1] = Pack2<T>(finish(late.high, static_cast<float>(d[2]), s.x, s.y),
-                                finish(late.high, static_cast<float>(d[3]), s.z, s.w));
+        const RowStatistics even = {s.x, s.y}, odd = {s.z, s.w};
+        r[2 * i] = Pack2<T>(Finish(late.low, static_cast<float>(d[0]), even),
+                            Finish(late.low, static_cast<float>(d[1]), odd));
+        r[2 * i + 1] = Pack2<T>(Finish(late.high, static_cast<float>(d[2]), even),
+                                Finish(late.high, static_cast<float>(d[3]), odd));
       }
       const int token = j * 8 + lane / 16 * 8 + lane % 8, piece = warp * 2 + lane / 8 % 2;
       StoreTransposed(results + token * 128 + ((piece ^ (token & 7)) * 16), r);
@@ -266,10 +262,8 @@ struct Block {
     while (split + 1 < p.splits && column0 >= p.end[split]) ++split;
     if (!p.copy_stores) {
       for (int token = thread / 8; token < C::kTokens && row0 + token < p.m; token += 16) {
-        uint4 v;
-        asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                     : "r"(results + token * 128 + ((thread % 8 ^ (token & 7)) * 16)));
+        uint32_t v[4];
+        LoadVector(v, results + token * 128 + ((thread % 8 ^ (token & 7)) * 16));
         StoreElements<T>(v, row0 + token, column0 + thread % 8 * 8, split);
       }
     } else if (thread == 0 && p.y[split] != nullptr) {
@@ -281,16 +275,17 @@ struct Block {
 
   // Eight columns that need not belong to one output; the first is of `split` or behind it.
   template <typename T>
-  __device__ __forceinline__ void StoreElements(const uint4& v, int row, int column, int split) const {
+  __device__ __forceinline__ void StoreElements(const uint32_t (&v)[4], int row, int column,
+                                                int split) const {
     while (split + 1 < p.splits && column >= p.end[split]) ++split;
     int start = split ? p.end[split - 1] : 0;
     if (p.vector_stores) {
       if (column < p.n && p.y[split])
         *reinterpret_cast<uint4*>(static_cast<T*>(p.y[split]) +
-                                  static_cast<int64_t>(row) * (p.end[split] - start) + column - start) = v;
+                                  static_cast<int64_t>(row) * (p.end[split] - start) + column - start) =
+            uint4{v[0], v[1], v[2], v[3]};
       return;
     }
-    const uint32_t words[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
     for (int e = 0; e < 8; ++e) {
       if (column + e >= p.n) break;
@@ -298,7 +293,7 @@ struct Block {
       if (p.y[split])
         static_cast<uint16_t*>(
             p.y[split])[static_cast<int64_t>(row) * (p.end[split] - start) + column + e - start] =
-            static_cast<uint16_t>(words[e / 2] >> (e % 2 * 16));
+            static_cast<uint16_t>(v[e / 2] >> (e % 2 * 16));
     }
   }
 
