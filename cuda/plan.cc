@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <iterator>
 #include <limits>
 
 #include "cuda/layout.h"
@@ -12,11 +11,8 @@ namespace {
 
 bool IsHalf(DType t) { return t == DType::kFloat16 || t == DType::kBFloat16; }
 
-// The matrix families index with int, and their tensor maps with 32 bits.
-bool FitsInt(const Problem& p) {
-  constexpr int64_t kLimit = std::numeric_limits<int>::max() / 2;
-  return p.m <= kLimit && p.n <= kLimit && p.k <= kLimit;
-}
+// The matrix families index rows, columns and tiles with int, and their tensor maps with 32 bits.
+constexpr int64_t kLongest = std::numeric_limits<int>::max() / 2;
 
 int NonEmptySplits(const Problem& p) {
   int count = 0;
@@ -31,17 +27,25 @@ Rows RowsOf(const Problem& p, Packing packing, bool aligned) {
   return aligned && p.k % 8 == 0 ? Rows::kInput : Rows::kPadded;
 }
 
-// The tiles of cuda/hopper_sm90.cu: columns, rows, blocks of a cluster that load rows together.
-struct HopperTile {
-  int columns, rows, share;
+// The tiles that the families' sources have: cuda/stream.cu, cuda/hopper_sm90.cu, cuda/tile.cu.
+struct Tile {
+  Family family;
+  int columns, rows;
+  int share = 1;
 };
-constexpr HopperTile kHopperTiles[] = {{64, 16, 1},   {128, 16, 1},  {64, 32, 1},  {128, 32, 1},
-                                       {64, 64, 1},   {128, 64, 1},  {192, 64, 1}, {128, 128, 1},
-                                       {192, 128, 1}, {128, 256, 1}, {128, 256, 2}};
+constexpr Tile kTiles[] = {
+    {Family::kStream, 16, 8},       {Family::kStream, 32, 8},    {Family::kStream, 48, 8},
+    {Family::kStream, 96, 8},       {Family::kStream, 16, 16},   {Family::kStream, 32, 16},
+    {Family::kStream, 48, 16},      {Family::kStream, 96, 16},   {Family::kHopper, 64, 16},
+    {Family::kHopper, 128, 16},     {Family::kHopper, 64, 32},   {Family::kHopper, 128, 32},
+    {Family::kHopper, 64, 64},      {Family::kHopper, 128, 64},  {Family::kHopper, 192, 64},
+    {Family::kHopper, 128, 128},    {Family::kHopper, 192, 128}, {Family::kHopper, 128, 256},
+    {Family::kHopper, 128, 256, 2}, {Family::kTile, 64, 32},     {Family::kTile, 64, 64},
+    {Family::kTile, 128, 64},       {Family::kTile, 128, 128}};
 
-Plan HopperPlan(const HopperTile& tile, Rows rows) {
+Plan PlanOf(const Tile& tile, Rows rows) {
   Plan plan;
-  plan.family = Family::kHopper;
+  plan.family = tile.family;
   plan.rows = rows;
   plan.tile_columns = tile.columns;
   plan.tile_rows = tile.rows;
@@ -68,41 +72,6 @@ double HopperCost(const Problem& p, const Plan& plan, Packing packing, int multi
   return std::max(multiply, memory) + 0.25 * std::min(multiply, memory);
 }
 
-struct Tile {
-  int columns, rows;
-};
-// The tiles of cuda/stream.cu.
-constexpr Tile kStreamTiles[] = {{16, 8}, {32, 8}, {48, 8}, {96, 8}, {16, 16}, {32, 16}, {48, 16}, {96, 16}};
-
-Plan TilePlan(Family family, const Tile& tile, Rows rows) {
-  Plan plan;
-  plan.family = family;
-  plan.rows = rows;
-  plan.tile_columns = tile.columns;
-  plan.tile_rows = tile.rows;
-  return plan;
-}
-
-// The tiles of cuda/tile.cu.
-constexpr Tile kTileTiles[] = {{64, 32}, {64, 64}, {128, 64}, {128, 128}};
-
-bool HasTile(const Tile* first, const Tile* last, const Plan& plan) {
-  return std::any_of(first, last,
-                     [&](const Tile& tile) { return TilePlan(plan.family, tile, plan.rows) == plan; });
-}
-
-bool ServesStream(const Plan& plan, const Problem& p) {
-  // Eight rows in tiles of 16 would only waste work.
-  return p.m <= plan.tile_rows && (p.m > 8 || plan.tile_rows == 8) &&
-         HasTile(std::begin(kStreamTiles), std::end(kStreamTiles), plan);
-}
-
-bool ServesTile(const Plan& plan, const Device& device) {
-  // The wider tiles want more shared memory than there is.
-  return (device.architecture >= 80 || plan.tile_columns <= 64) &&
-         HasTile(std::begin(kTileTiles), std::end(kTileTiles), plan);
-}
-
 // In columns of W that a multiprocessor reads; a block reads the rows besides.
 double StreamCost(const Problem& p, const Plan& plan, int multiprocessors) {
   const auto blocks = static_cast<double>(CeilDiv(p.n, plan.tile_columns));
@@ -118,10 +87,34 @@ double TileCost(const Problem& p, const Plan& plan, int multiprocessors) {
   return std::ceil(tiles / multiprocessors) * std::max(compute, load);
 }
 
+// Comparable within a family.
+double Cost(const Problem& p, const Plan& plan, Packing packing, int multiprocessors) {
+  if (plan.family == Family::kStream) return StreamCost(p, plan, multiprocessors);
+  if (plan.family == Family::kTile) return TileCost(p, plan, multiprocessors);
+  return HopperCost(p, plan, packing, multiprocessors);
+}
+
+bool ServesRows(const Plan& plan, const Problem& p) {
+  if (p.m > kLongest) return false;
+  if (plan.family == Family::kStream)
+    // Eight rows in tiles of 16 would only waste work.
+    return p.m <= plan.tile_rows && (p.m > 8 || plan.tile_rows == 8);
+  // Outputs that nobody wants bound neither rows nor columns.
+  return CeilDiv(p.m, plan.tile_rows) * CeilDiv(p.n, plan.tile_columns) <= kLongest;
+}
+
+bool ServesDevice(const Plan& plan, const Device& device) {
+  if (plan.family == Family::kHopper)
+    return device.architecture == 90 && plan.share <= device.multiprocessors;
+  // Before, the wider tiles want more shared memory than there is.
+  return plan.family == Family::kStream || device.architecture >= 80 || plan.tile_columns <= 64;
+}
+
 }  // namespace
 
 Packing ChoosePacking(const Problem& p, const Device& device) {
-  if (!IsHalf(p.t) || p.k == 0 || p.n == 0 || !FitsInt(p) || NonEmptySplits(p) > kMaxSplits)
+  if (!IsHalf(p.t) || p.k == 0 || p.n == 0 || p.k > kLongest || p.n > kLongest ||
+      NonEmptySplits(p) > kMaxSplits)
     return Packing::kNone;
   if (device.architecture < (p.t == DType::kBFloat16 ? 80 : 75)) return Packing::kNone;
   if (p.tw != DType::kInt8) return Packing::kHalf;
@@ -136,41 +129,26 @@ bool Serves(const Plan& plan, const Problem& p, const Device& device, Packing pa
   if (plan.family == Family::kGeneric) return plan.rows == Rows::kFloat;
   if (packing == Packing::kNone || packing != ChoosePacking(p, device)) return false;
   if (plan.rows != RowsOf(p, packing, aligned)) return false;
-  if (plan.family == Family::kStream) return ServesStream(plan, p);
-  if (plan.family == Family::kTile) return ServesTile(plan, device);
-  if (plan.family != Family::kHopper || device.architecture != 90) return false;
-  return std::any_of(std::begin(kHopperTiles), std::end(kHopperTiles),
-                     [&](const HopperTile& tile) { return HopperPlan(tile, plan.rows) == plan; });
+  const bool there =
+      std::ranges::any_of(kTiles, [&plan](const Tile& tile) { return PlanOf(tile, plan.rows) == plan; });
+  return there && ServesRows(plan, p) && ServesDevice(plan, device);
 }
 
 std::vector<Plan> Candidates(const Problem& p, const Device& device, Packing packing, bool aligned) {
   std::vector<Plan> plans;
   if (packing != Packing::kNone && p.m > 0) {
     const Rows rows = RowsOf(p, packing, aligned);
-    for (const HopperTile& tile : kHopperTiles) {
-      const Plan plan = HopperPlan(tile, rows);
-      if (Serves(plan, p, device, packing, aligned)) plans.push_back(plan);
-    }
-    std::stable_sort(plans.begin(), plans.end(), [&](const Plan& a, const Plan& b) {
-      return HopperCost(p, a, packing, device.multiprocessors) <
-             HopperCost(p, b, packing, device.multiprocessors);
-    });
     // Few rows are read once, whatever the device. Others go to kTile where there is no wgmma.
-    const auto best_first = [&](Family family, const auto& tiles, const auto& cost) {
-      std::vector<Plan> sorted;
-      for (const Tile& tile : tiles) {
-        const Plan plan = TilePlan(family, tile, rows);
-        if (Serves(plan, p, device, packing, aligned)) sorted.push_back(plan);
+    for (const Family family : {Family::kStream, Family::kHopper, Family::kTile}) {
+      const size_t first = plans.size();
+      for (const Tile& tile : kTiles) {
+        const Plan plan = PlanOf(tile, rows);
+        if (tile.family == family && Serves(plan, p, device, packing, aligned)) plans.push_back(plan);
       }
-      std::stable_sort(sorted.begin(), sorted.end(), [&](const Plan& a, const Plan& b) {
-        return cost(p, a, device.multiprocessors) < cost(p, b, device.multiprocessors);
-      });
-      return sorted;
-    };
-    const std::vector<Plan> stream = best_first(Family::kStream, kStreamTiles, StreamCost);
-    const std::vector<Plan> tile = best_first(Family::kTile, kTileTiles, TileCost);
-    plans.insert(plans.begin(), stream.begin(), stream.end());
-    plans.insert(plans.end(), tile.begin(), tile.end());
+      std::ranges::stable_sort(
+          plans.begin() + static_cast<std::ptrdiff_t>(first), plans.end(), {},
+          [&](const Plan& plan) { return Cost(p, plan, packing, device.multiprocessors); });
+    }
   }
   plans.push_back(Plan{});
   return plans;

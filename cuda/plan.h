@@ -56,10 +56,11 @@ constexpr int kMaxSplits = 8;
 
 Packing ChoosePacking(const Problem& problem, const Device& device);
 
-// The plan for problem.m rows where nothing was timed. `aligned`: the input's address is a multiple of 16.
+// The plan for problem.m rows that is estimated to be fastest; nothing is timed. `aligned`: the input's
+// address is a multiple of 16.
 Plan MakePlan(const Problem& problem, const Device& device, Packing packing, bool aligned);
 
-// All plans worth timing for that problem, the heuristic's own first.
+// All plans that serve the problem, MakePlan's own first: for tests and benchmarks.
 std::vector<Plan> Candidates(const Problem& problem, const Device& device, Packing packing, bool aligned);
 
 // Whether a plan, wherever it comes from, can compute the problem.

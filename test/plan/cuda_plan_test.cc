@@ -1,5 +1,6 @@
 // Plans of the CUDA kernels over many shapes, types and devices; needs no GPU. Exits 1 if a plan is wrong.
 #include <cstdio>
+#include <limits>
 #include <random>
 #include <string>
 #include <vector>
@@ -59,13 +60,23 @@ void CheckPlans(const Problem& p, const Device& d, Packing packing, bool aligned
            "16-byte loads from rows that are not aligned", p, d, packing, aligned, all[i]);
     Expect(all[i].rows != Rows::kQuantised || p.activation_quant, "rows are quantised unasked", p, d, packing,
            aligned, all[i]);
+    // Kernels count rows and tiles with int.
+    constexpr int64_t kMost = std::numeric_limits<int>::max();
+    const int64_t rows = (p.m - 1) / all[i].tile_rows + 1, columns = (p.n - 1) / all[i].tile_columns + 1;
+    Expect(p.m <= kMost && rows * columns <= kMost, "more tiles than int holds", p, d, packing, aligned,
+           all[i]);
+    Expect(all[i].share <= d.multiprocessors, "a cluster larger than the device", p, d, packing, aligned,
+           all[i]);
     Expect(p.t != DType::kFloat, "float32 on matrix instructions", p, d, packing, aligned, all[i]);
   }
 }
 
+// Beyond int; the input of [2^40, 1] would not fit a device, though one of [2^40, 0] does.
+constexpr int64_t kManyRows = int64_t{1} << 40;
+
 // The packing may not depend on the rows of a call: weights are packed once.
 void CheckPacking(Problem p, const Device& d, Packing packing) {
-  for (int64_t m : {0, 1, 16, 4096}) {
+  for (int64_t m : {int64_t{0}, int64_t{1}, int64_t{16}, int64_t{4096}, kManyRows}) {
     p.m = m;
     Expect(ChoosePacking(p, d) == packing, "the packing depends on the rows", p, d, packing, true, {});
   }
@@ -79,9 +90,9 @@ int main(int argc, char** argv) {
   std::mt19937 random(seed);
   const std::vector<Device> devices = {{70, 80},  {75, 40}, {80, 108},  {86, 28},  {89, 128},
                                        {90, 132}, {90, 1},  {100, 148}, {120, 170}};
-  const std::vector<int64_t> sizes = {0,   1,   2,   7,   8,    9,    15,   16,    17,
-                                      31,  63,  64,  65,  96,   127,  128,  129,   200,
-                                      255, 256, 257, 768, 1024, 4096, 8192, 12288, 50257};
+  const std::vector<int64_t> sizes = {0,   1,   2,    7,    8,    9,     15,    16,      17,       31,
+                                      63,  64,  65,   96,   127,  128,   129,   200,     255,      256,
+                                      257, 768, 1024, 4096, 8192, 12288, 50257, 1 << 24, kManyRows};
   const auto pick = [&](const auto& from) { return from[random() % from.size()]; };
   for (const Device& device : devices) {
     for (int64_t m : sizes) {
