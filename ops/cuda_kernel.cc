@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
+#include <limits>
 #include <map>
 #include <stdexcept>
 #include <string>
@@ -12,7 +13,8 @@ namespace qkvgemm {
 namespace {
 
 constexpr int kOldestArchitecture = 75;
-constexpr size_t kAlignment = 256;  // of packed weights and scratch
+constexpr int64_t kMostRows = std::numeric_limits<int32_t>::max();  // blocks of a grid
+constexpr size_t kAlignment = 256;                                  // of packed weights and scratch
 
 size_t Padded(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
@@ -241,6 +243,9 @@ cuda::Plan CudaKernel::PlanFor(const Problem& problem, bool aligned) const {
 }
 
 void CudaKernel::Run(OrtKernelContext* context, const Problem& problem, const Operands& operands) const {
+  if (problem.m > kMostRows && problem.k > 0)
+    throw ContractError{"input 0 'input': expected at most " + std::to_string(kMostRows) +
+                        " rows on CUDA, found " + std::to_string(problem.m)};
   const CurrentDevice current(ordinal_);
   void* handle = nullptr;
   ThrowIfError(api_.KernelContext_GetGPUComputeStream(context, &handle));
