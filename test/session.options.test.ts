@@ -197,6 +197,11 @@ describe('finding the library', () => {
       );
   });
 
+  it('leaves what is no provider for ONNX Runtime to report', () => {
+    for (const executionProviders of ['cuda', [null], [undefined], [{}], [7]] as unknown[])
+      expect(libraries(withQkvGemm({ executionProviders } as Options))).to.equal(libraryPath());
+  });
+
   it('the caller and QKVGEMM_LIBRARY come before that choice', () => {
     const mine = path.join(root, 'build', 'Release', 'libqkvgemm.so');
     for (const options of onCuda) expect(libraries(withQkvGemm(options, { library: mine }))).to.equal(mine);

@@ -89,8 +89,8 @@ function identity(library: string): string {
 function asksForCuda({ executionProviders }: SessionOptions): boolean {
   if (!Array.isArray(executionProviders)) return false; // left out, or an error that ONNX Runtime reports
   return executionProviders.some(
-    (provider: InferenceSession.ExecutionProviderConfig) =>
-      (typeof provider === 'string' ? provider : provider.name) === 'cuda',
+    (provider: InferenceSession.ExecutionProviderConfig | null | undefined) =>
+      (typeof provider === 'string' ? provider : provider?.name) === 'cuda',
   );
 }
 
