@@ -9,6 +9,9 @@ set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
 if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
   set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
 endif()
+if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.5)
+  message(FATAL_ERROR "nvcc is ${CMAKE_CUDA_COMPILER_VERSION}, and 12.5 is needed (cudaGetDriverEntryPointByVersion)")
+endif()
 find_package(CUDAToolkit REQUIRED)  # cudart_static; nothing else is linked
 set(ARCHITECTURES ${QKVGEMM_CUDA_ARCHITECTURES})
 if(ARCHITECTURES STREQUAL "all")
@@ -17,6 +20,12 @@ if(ARCHITECTURES STREQUAL "all")
     list(APPEND ARCHITECTURES 100 120)
   endif()
 endif()
+foreach(architecture ${ARCHITECTURES})
+  if(NOT architecture MATCHES "^[0-9]+[af]?$")
+    message(FATAL_ERROR "QKVGEMM_CUDA_ARCHITECTURES is '${QKVGEMM_CUDA_ARCHITECTURES}'; it takes 'all' or compute "
+      "capabilities without the point, from the oldest to the newest, with semicolons between them: '80;90a'")
+  endif()
+endforeach()
 
 # nvcc's flags for machine code of each architecture.
 function(machine_code result)

@@ -103,16 +103,21 @@ function ortHeaders() {
 
 const CUDA_LIBRARY = 'libqkvgemm-cuda.so';
 
-/** The first release of nvcc whose C++ is that of the host's code. */
-const OLDEST_NVCC = 12;
+/** The first release of CUDA that has all that is called (cudaGetDriverEntryPointByVersion). */
+const OLDEST_NVCC = '12.5';
+
+function isOlder(release, other) {
+  const [[major, minor], [otherMajor, otherMinor]] = [release, other].map((r) => r.split('.').map(Number));
+  return major === otherMajor ? minor < otherMinor : major < otherMajor;
+}
 
 /** Path and release of nvcc: `CUDACXX`, else on the PATH, else where NVIDIA's packages put it. */
 function findNvcc() {
   const places = process.env.CUDACXX ? [process.env.CUDACXX] : ['nvcc', '/usr/local/cuda/bin/nvcc'];
   for (const place of places) {
     const { stdout } = spawnSync(place, ['--version'], { encoding: 'utf8' });
-    const [, major, minor] = /release (\d+)\.(\d+)/.exec(stdout ?? '') ?? [];
-    if (major) return { path: place, release: `${major}.${minor}`, tooOld: Number(major) < OLDEST_NVCC };
+    const [, release] = /release (\d+\.\d+)/.exec(stdout ?? '') ?? [];
+    if (release) return { path: place, release, tooOld: isOlder(release, OLDEST_NVCC) };
   }
   return undefined;
 }
@@ -122,7 +127,7 @@ function whyNoCuda(wish, nvcc) {
   if (wish === '0') return 'QKVGEMM_CUDA is 0';
   if (!nvcc && process.env.CUDACXX) return `CUDACXX, '${process.env.CUDACXX}', is no nvcc`;
   if (!nvcc) return 'there is no nvcc on the PATH or in /usr/local/cuda/bin';
-  return nvcc.tooOld ? `nvcc is ${nvcc.release}, and ${OLDEST_NVCC}.0 is needed` : '';
+  return nvcc.tooOld ? `nvcc is ${nvcc.release}, and ${OLDEST_NVCC} is needed` : '';
 }
 
 /**
@@ -131,12 +136,12 @@ function whyNoCuda(wish, nvcc) {
  */
 function cudaOptions(needed) {
   const wish = process.env.QKVGEMM_CUDA ?? '';
-  if (!needed && wish !== '1' && !fs.existsSync(path.join('build', 'Release', CUDA_LIBRARY)))
-    return { QKVGEMM_CUDA: 'OFF' };
   if (!['', '0', '1'].includes(wish))
     fail(
       `QKVGEMM_CUDA is '${wish}'; it takes 1 (build the CUDA library), 0 (do not) or '' (if nvcc is there)`,
     );
+  if (!needed && wish !== '1' && !fs.existsSync(path.join('build', 'Release', CUDA_LIBRARY)))
+    return { QKVGEMM_CUDA: 'OFF' };
   const nvcc = findNvcc();
   const why = whyNoCuda(wish, nvcc);
   if (why) {
@@ -159,7 +164,10 @@ function buildNative(cuda) {
   const options = { ONNXRUNTIME_INCLUDE_DIR: ortHeaders(), ...cudaOptions(cuda) };
   say('building the library and the addon (cmake-js)');
   const hint =
-    'the native build failed; it needs cmake >= 3.22, make and g++ >= 12 (Debian: apt-get install cmake make g++)';
+    'the native build failed; it needs cmake >= 3.22, make and g++ >= 12 (Debian: apt-get install cmake make g++)' +
+    (options.QKVGEMM_CUDA === 'ON'
+      ? ', for the CUDA library a g++ that nvcc takes; QKVGEMM_CUDA=0 leaves that library out'
+      : '');
   const defines = Object.entries(options).map(([name, value]) => `--CD${name}=${value}`);
   const cmakeJs = (command) =>
     node(bin.cmakeJs, [command, '--log-level', 'error', '--parallel', '2', ...defines], { hint });
