@@ -3,16 +3,16 @@
 // W is cut into pieces of 64 columns by 128 bytes along K, and stored [N / 64][K / (128 bytes)][piece], so
 // that 64 columns are one stream. Behind the pieces lies one Column for each column, padded ones included.
 //
-//   kHalf             piece of 8 KB: 64 columns by 64 elements. The 128 bytes of column c are eight 16-byte
-//   chunks; chunk
-//                     i lies at (c * 8 + (i ^ c % 8)) * 16, which is the 128-byte swizzle of wgmma and keeps
-//                     ldmatrix free of bank conflicts.
-//   kInt8Activations  the same with 128 int8 a column.
-//   kInt8             piece of 4 KB: 64 columns by 64 int8, in the order of the A fragments of m16n8k16 and
-//   wgmma: at
-//                     ((w * 2 + h) * 32 + lane) * 16 lie the 16 bytes that lane (g = lane / 4, t = lane % 4)
-//                     feeds to steps 2h and 2h + 1 of 16 k: for each step the columns c = 16 w + g and c + 8
-//                     at k = 2t and 2t + 1, then both columns at k + 8 and k + 9. Bytes are q + 128.
+// kHalf: a piece of 8 KB has 64 columns by 64 elements. The 128 bytes of column c are eight 16-byte chunks;
+// chunk i lies at (c * 8 + (i ^ c % 8)) * 16, which is the 128-byte swizzle of wgmma and keeps ldmatrix free
+// of bank conflicts.
+//
+// kInt8Activations: the same with 128 int8 a column.
+//
+// kInt8: a piece of 4 KB has 64 columns by 64 int8, in the order of the A fragments of m16n8k16 and wgmma. At
+// ((w * 2 + h) * 32 + lane) * 16 lie the 16 bytes that lane (g = lane / 4, t = lane % 4) feeds to steps 2h
+// and 2h + 1 of 16 k: for each step the columns c = 16 w + g and c + 8 at k = 2t and 2t + 1, then both
+// columns at k + 8 and k + 9. Bytes are q + 128.
 #pragma once
 
 #include <cstddef>
