@@ -43,6 +43,12 @@ if(NEWEST MATCHES "^[0-9]+$")
   list(APPEND ALL_CODE -gencode=arch=compute_${NEWEST},code=compute_${NEWEST})
 endif()
 
+# Where PTX may run on a device that is newer than its architecture: launches overlap only if the code knows how to wait.
+string(REGEX MATCH "^[0-9]+" NEWEST_NUMBER ${NEWEST})
+if(NEWEST_NUMBER LESS 90)
+  add_compile_definitions(QKVGEMM_NO_DEPENDENT_LAUNCH)
+endif()
+
 # A file named *_sm90.cu uses instructions of that architecture alone; everything else is compiled for all of them.
 function(set_machine_code)
   list(FILTER ARGN INCLUDE REGEX "\\.cu$")

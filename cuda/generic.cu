@@ -132,11 +132,23 @@ size_t GenericScratchBytes(const Problem& p) { return static_cast<size_t>(p.m * 
 cudaError_t RunGeneric(const Problem& p, const Operands& o, void* scratch, cudaStream_t stream) {
   auto* rows = static_cast<float*>(scratch);
   if (p.k > 0) {
-    const NormParams norm{
-        {o.input, p.t}, {o.gamma, p.gamma_type}, {o.beta, p.beta_type}, rows, o.norm, p.k, p.norm,
-        p.epsilon,      p.activation_quant};
-    NormalizeKernel<<<static_cast<unsigned>(p.m), kNormThreads, 0, stream>>>(norm);
-    if (const cudaError_t error = cudaGetLastError()) return error;
+    // A grid has at most 2^31 - 1 blocks along x.
+    constexpr int64_t kRowsPerLaunch = int64_t{1} << 30;
+    const auto bytes = static_cast<int64_t>(SizeOf(p.t));
+    for (int64_t m0 = 0; m0 < p.m; m0 += kRowsPerLaunch) {
+      const int64_t count = p.m - m0 < kRowsPerLaunch ? p.m - m0 : kRowsPerLaunch, skipped = m0 * p.k;
+      const NormParams norm{{static_cast<const char*>(o.input) + skipped * bytes, p.t},
+                            {o.gamma, p.gamma_type},
+                            {o.beta, p.beta_type},
+                            rows + skipped,
+                            o.norm ? static_cast<char*>(o.norm) + skipped * bytes : nullptr,
+                            p.k,
+                            p.norm,
+                            p.epsilon,
+                            p.activation_quant};
+      NormalizeKernel<<<static_cast<unsigned>(count), kNormThreads, 0, stream>>>(norm);
+      if (const cudaError_t error = cudaGetLastError()) return error;
+    }
   }
   int64_t first = 0;
   for (int64_t s = 0; s < p.num_splits; first += p.splits[s], ++s) {

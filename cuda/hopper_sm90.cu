@@ -76,7 +76,6 @@ struct Entry {
   }
 };
 
-// Calls visit(Entry<...>) for each configuration of a type: {columns / 64, rows, share}.
 // The tiles: columns / 64, rows, blocks that share rows. cuda/plan.cc has the same list.
 // clang-format off
 #define QKV_HOPPER_TILES(F)                                               \
@@ -90,6 +89,7 @@ struct Key {
   bool operator==(const Key&) const = default;
 };
 
+// Calls visit(key, entry) for each tile of a type and packing, until one fails.
 template <typename T, Packing kPacking, typename Visit>
 cudaError_t Each(const Visit& visit) {
   cudaError_t result = cudaSuccess;

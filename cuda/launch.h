@@ -12,12 +12,17 @@ struct LaunchShape {
   bool dependent = false;  // may start before the kernel before it ends; it waits by griddepcontrol.wait
 };
 
-// Whether the current device knows programmatic dependent launch.
+// Whether the current device knows programmatic dependent launch, and the code that runs there waits as it
+// must: PTX of an older architecture, compiled by the driver for a newer device, does not (WaitForPrevious).
 inline bool HasDependentLaunch() {
+#ifdef QKVGEMM_NO_DEPENDENT_LAUNCH
+  return false;
+#else
   int device = 0, major = 0;
   return cudaGetDevice(&device) == cudaSuccess &&
          cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
          major >= 9;
+#endif
 }
 
 template <typename... Parameters, typename... Arguments>

@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kThreads) PackKernel(const Params p) {
   const int c = threadIdx.x % kPieceColumns, lane = threadIdx.x / kPieceColumns;
   const int64_t column = static_cast<int64_t>(blockIdx.x) * kPieceColumns + c;
   const bool inside = column < p.weight.n;
-  const int depth = p.packing == Packing::kInt8Activations ? 128 : 64;
+  const int depth = PieceDepth(p.packing);
   const bool half = p.packing == Packing::kHalf;
   const int64_t padded = p.pieces_per_row * depth;
   const auto value = [&](int64_t k) -> float {  // W with gamma, in float32
@@ -93,11 +93,11 @@ __global__ void __launch_bounds__(kThreads) PackKernel(const Params p) {
     }
   }
   double sum = 0, constant = 0;
-  char* pieces = p.pieces + blockIdx.x * p.pieces_per_row * (p.packing == Packing::kInt8 ? 4096 : 8192);
+  char* pieces = p.pieces + blockIdx.x * p.pieces_per_row * PieceBytes(p.packing);
   for (int64_t k = lane; k < padded; k += kLanes) {
     const bool there = inside && k < p.weight.k;
     const int in_piece = static_cast<int>(k % depth);
-    char* piece = pieces + k / depth * (p.packing == Packing::kInt8 ? 4096 : 8192);
+    char* piece = pieces + k / depth * PieceBytes(p.packing);
     if (half) {
       const float v = there ? ldexpf(value(k) - offset, -exponent) : 0.0f;
       void* target = piece + HalfOffset(c, in_piece);

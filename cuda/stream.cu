@@ -5,11 +5,9 @@
 // the step before is computed, and is never shared. A sum over k may be taken in any order as long as W and
 // the rows agree, so:
 //
-//   kHalf, kInt8Activations  lane (g, t) takes chunks t and 4 + t of columns g and g + 8, and the same chunks
-//   of the
-//                            input's row g, straight from memory as well
-//   kInt8                    W lies in fragment order; the rows come through a ring in shared memory, one for
-//   each warp
+// - kHalf, kInt8Activations: lane (g, t) takes chunks t and 4 + t of columns g and g + 8, and the same chunks
+//   of the input's row g, straight from memory as well.
+// - kInt8: W lies in fragment order; the rows come through a ring in shared memory, one for each warp.
 #include "cuda/elements.cuh"
 #include "cuda/families.h"
 #include "cuda/launch.h"

@@ -127,7 +127,7 @@ class Tester {
   }
 
  private:
-  // MakePlan's first, then each other one that may be chosen by timing.
+  // MakePlan's first, then each other one that may be chosen.
   std::vector<Plan> Plans(const Problem& p, Packing packing, bool aligned) {
     std::vector<Plan> plans = {MakePlan(p, device_, packing, aligned)};
     for (const Plan& plan : Candidates(p, device_, packing, aligned))
