@@ -54,21 +54,23 @@ Plan PlanOf(const Tile& tile, Rows rows) {
 }
 
 // An estimate in cycles of a multiprocessor: each tile as long as its matrix instructions or its loads take
-// (measured on an H200: 42 bytes a cycle), or all of them as long as W takes from memory; and a share of the
-// former where it is the latter that counts, since neither hides the other completely.
+// (measured on an H200: 48 bytes a cycle, which gives 65.5, 54.6 and 43.7 thousand for tiles of 128 x 256,
+// 192 x 128 and 128 x 128 at K = 4096, where 66.3, 53.5 and 41.6 were counted), or all of them as long as W
+// takes from memory, and again in part for each further tile of rows; and a share of the lesser of the two,
+// since neither hides the other completely.
 double HopperCost(const Problem& p, const Plan& plan, Packing packing, int multiprocessors) {
   const auto row_tiles = static_cast<double>(CeilDiv(p.m, plan.tile_rows));
   const double tiles = static_cast<double>(CeilDiv(p.n, plan.tile_columns)) * row_tiles;
   const auto depth = static_cast<double>(RoundUp(p.k, PieceDepth(packing)));
   const double size = static_cast<double>(plan.tile_columns) * plan.tile_rows;
-  const double compute = depth * size / (packing == Packing::kInt8Activations ? 8192.0 : 4096.0);
+  const double compute = depth * size / (packing == Packing::kInt8Activations ? 4096.0 : 2048.0);
   const double column_bytes = packing == Packing::kHalf ? 2.0 : 1.0;
   const double row_bytes = packing == Packing::kInt8Activations ? 1.0 : 2.0;
-  const double load = depth * (column_bytes * plan.tile_columns + row_bytes * plan.tile_rows) / 42.0;
+  const double load = depth * (column_bytes * plan.tile_columns + row_bytes * plan.tile_rows) / 48.0;
   const double write = 500 + size / 13;
   const double multiply = std::ceil(tiles / multiprocessors) * (std::max(compute, load) + write);
   const double memory =
-      depth * static_cast<double>(p.n) * column_bytes / 2400.0 * (1 + 0.02 * (row_tiles - 1));
+      depth * static_cast<double>(p.n) * column_bytes / 2400.0 * (1 + 0.1 * (row_tiles - 1));
   return std::max(multiply, memory) + 0.25 * std::min(multiply, memory);
 }
 

@@ -82,6 +82,31 @@ void CheckPacking(Problem p, const Device& d, Packing packing) {
   }
 }
 
+// The estimates choose what was fastest where all tiles were timed: an H200, float16.
+void CheckMeasured() {
+  struct Measured {
+    int64_t k, n, m;
+    const char* best;
+  };
+  static constexpr Measured kMeasured[] = {
+      {4096, 12288, 64, "hopper 128x64"},    {4096, 12288, 128, "hopper 128x128"},
+      {4096, 12288, 256, "hopper 192x128"},  {4096, 12288, 512, "hopper 192x128"},
+      {4096, 12288, 2048, "hopper 128x256"}, {4096, 6144, 64, "hopper 64x64"},
+      {768, 2304, 1, "stream 32x8"},         {768, 2304, 4096, "hopper 192x128"}};
+  for (const Measured& measured : kMeasured) {
+    Problem p;
+    p.k = measured.k, p.n = measured.n, p.m = measured.m;
+    p.t = p.tw = DType::kFloat16;
+    const int64_t splits[] = {p.n};
+    p.splits = splits;
+    const std::string found = ToString(MakePlan(p, {90, 132}, Packing::kHalf, true));
+    if (found == std::string(measured.best) + ", rows input") continue;
+    ++failures;
+    std::printf("FAIL k=%lld n=%lld m=%lld: expected %s, found %s\n", static_cast<long long>(p.k),
+                static_cast<long long>(p.n), static_cast<long long>(p.m), measured.best, found.c_str());
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -124,6 +149,7 @@ int main(int argc, char** argv) {
       }
     }
   }
+  CheckMeasured();
   const Plan generic;
   if (ToString(generic).find("generic") == std::string::npos)
     ++failures, std::printf("FAIL generic has no name\n");
