@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 #include <exception>
+#include <stdexcept>
 
 #include "ops/cpu/qkv_gemm_cpu.h"
 #include "ts/addon/cuda_devices.h"
@@ -39,48 +40,34 @@ napi_value List(napi_env env, const std::vector<T>& items, const Convert& conver
   return list;
 }
 
-napi_value Install(napi_env env, napi_callback_info) {
+// A function for Node-API that throws in JavaScript what `function` throws.
+template <napi_value (*function)(napi_env)>
+napi_value Guarded(napi_env env, napi_callback_info) {
   try {
-    return List(env, qkvgemm::session::Install(), Describe);
+    return function(env);
   } catch (const std::exception& e) {
     napi_throw_error(env, nullptr, e.what());
     return nullptr;
   }
 }
 
-napi_value Uninstall(napi_env env, napi_callback_info) {
-  try {
-    napi_value count = nullptr;
-    napi_create_int32(env, qkvgemm::session::Uninstall(), &count);
-    return count;
-  } catch (const std::exception& e) {
-    napi_throw_error(env, nullptr, e.what());
-    return nullptr;
-  }
+napi_value Install(napi_env env) { return List(env, qkvgemm::session::Install(), Describe); }
+
+napi_value Uninstall(napi_env env) {
+  napi_value count = nullptr;
+  napi_create_int32(env, qkvgemm::session::Uninstall(), &count);
+  return count;
 }
 
 // What the library's CPU kernels will use: the same selection, from the same source.
-napi_value InstructionSet(napi_env env, napi_callback_info) {
-  try {
-    qkvgemm::cpu::Isa isa;
-    std::string error;
-    if (qkvgemm::cpu::SelectIsa(std::getenv("QKVGEMM_ISA"), &isa, &error))
-      return String(env, qkvgemm::cpu::IsaName(isa));
-    napi_throw_error(env, nullptr, error.c_str());
-  } catch (const std::exception& e) {
-    napi_throw_error(env, nullptr, e.what());
-  }
-  return nullptr;
+napi_value InstructionSet(napi_env env) {
+  qkvgemm::cpu::Isa isa;
+  std::string error;
+  if (!qkvgemm::cpu::SelectIsa(std::getenv("QKVGEMM_ISA"), &isa, &error)) throw std::runtime_error(error);
+  return String(env, qkvgemm::cpu::IsaName(isa));
 }
 
-napi_value CudaDevices(napi_env env, napi_callback_info) {
-  try {
-    return List(env, qkvgemm::session::CudaDevices(), String);
-  } catch (const std::exception& e) {
-    napi_throw_error(env, nullptr, e.what());
-    return nullptr;
-  }
-}
+napi_value CudaDevices(napi_env env) { return List(env, qkvgemm::session::CudaDevices(), String); }
 
 void Export(napi_env env, napi_value exports, const char* name, napi_callback function) {
   napi_value value = nullptr;
@@ -91,9 +78,9 @@ void Export(napi_env env, napi_value exports, const char* name, napi_callback fu
 }  // namespace
 
 NAPI_MODULE_INIT() {
-  Export(env, exports, "install", Install);
-  Export(env, exports, "uninstall", Uninstall);
-  Export(env, exports, "instructionSet", InstructionSet);
-  Export(env, exports, "cudaDevices", CudaDevices);
+  Export(env, exports, "install", Guarded<Install>);
+  Export(env, exports, "uninstall", Guarded<Uninstall>);
+  Export(env, exports, "instructionSet", Guarded<InstructionSet>);
+  Export(env, exports, "cudaDevices", Guarded<CudaDevices>);
   return exports;
 }
