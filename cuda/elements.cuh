@@ -41,19 +41,20 @@ __device__ inline void Store(void* data, DType type, int64_t i, float value) {
   }
 }
 
+template <typename T>
+__device__ __forceinline__ void Unpack2(uint32_t pair, float& a, float& b) {
+  if constexpr (std::is_same_v<T, __half>) {
+    const float2 f = __half22float2(*reinterpret_cast<const __half2*>(&pair));
+    a = f.x, b = f.y;
+  } else {
+    a = __uint_as_float(pair << 16), b = __uint_as_float(pair & 0xffff0000u);
+  }
+}
 // Eight elements of T in 16 bytes.
 template <typename T>
 __device__ __forceinline__ void Unpack(const uint4& raw, float (&v)[8]) {
-  const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if constexpr (std::is_same_v<T, __half>) {
-      const float2 f = __half22float2(*reinterpret_cast<const __half2*>(&words[i]));
-      v[2 * i] = f.x, v[2 * i + 1] = f.y;
-    } else {
-      v[2 * i] = __uint_as_float(words[i] << 16), v[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
-    }
-  }
+  Unpack2<T>(raw.x, v[0], v[1]), Unpack2<T>(raw.y, v[2], v[3]);
+  Unpack2<T>(raw.z, v[4], v[5]), Unpack2<T>(raw.w, v[6], v[7]);
 }
 template <typename T>
 __device__ __forceinline__ uint32_t Pack2(float a, float b) {

@@ -19,6 +19,7 @@ struct Product {
   RowStatistics* statistics = nullptr;  // null: mean 0, rstd 1
   const void* weights = nullptr;        // pieces
   const Column* columns = nullptr;
+  const void* factors = nullptr;  // kInt8: gamma's
   int m = 0, n = 0, k = 0;
   int piece_rows = 0, pieces_per_row = 0;
   // Splits: outputs [m, width[i]] for the columns up to end[i].

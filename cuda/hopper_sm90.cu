@@ -39,14 +39,14 @@ template <typename C>
 cudaError_t MakeMaps(const Params& p, Maps* maps) {
   constexpr auto kType = std::is_same_v<typename C::T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
                                                                : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
-  if (const cudaError_t e =
-          MakeMap(&maps->rows, C::kInt8Rows ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : kType,
-                  sizeof(typename C::Element), p.rows, p.k, p.m, p.pitch, C::kTokens / C::kShare))
+  if (const cudaError_t e = MakeMap(&maps->rows, C::kInt8Rows ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : kType,
+                                    sizeof(typename C::Element), p.rows, p.k, p.m, p.pitch, C::kTokens))
     return e;
   for (int s = 0; p.copy_stores && s < p.splits; ++s) {
     const int width = p.end[s] - (s ? p.end[s - 1] : 0);
     if (p.y[s] == nullptr) continue;
-    if (const cudaError_t e = MakeMap(&maps->y[s], kType, 2, p.y[s], width, p.m, width, C::kTokens)) return e;
+    if (const cudaError_t e = MakeMap(&maps->y[s], kType, 2, p.y[s], width, p.m, width, C::kChunkRows))
+      return e;
   }
   return cudaSuccess;
 }
@@ -57,35 +57,31 @@ struct Entry {
     return cudaFuncSetAttribute(HopperKernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                 C::kSharedBytes);
   }
-  static cudaError_t Run(const Product& product, int multiprocessors, cudaStream_t stream) {
-    Params p{product};
+  static cudaError_t Run(Params p, int multiprocessors, cudaStream_t stream) {
     p.tiles_rows = static_cast<int>(CeilDiv(p.m, C::kTokens));
-    p.tiles_columns = static_cast<int>(CeilDiv(p.piece_rows, C::kGroups * C::kShare));
+    p.tiles_columns = static_cast<int>(CeilDiv(p.piece_rows, C::kGroups));
     p.evict_first = p.tiles_rows == 1;
     p.copy_stores = p.vector_stores;
     for (int s = 0; s + 1 < p.splits; ++s) p.copy_stores = p.copy_stores && p.end[s] % kPieceColumns == 0;
     Maps maps;
     if (const cudaError_t e = MakeMaps<C>(p, &maps)) return e;
     const int tiles = p.tiles_rows * p.tiles_columns;
-    const int clusters = std::min(tiles, multiprocessors / C::kShare);
-    LaunchShape shape{.grid = static_cast<unsigned>(clusters * C::kShare), .block = C::kThreads};
+    LaunchShape shape{.grid = static_cast<unsigned>(std::min(tiles, multiprocessors)), .block = C::kThreads};
     shape.shared_bytes = C::kSharedBytes;
-    shape.cluster = C::kShare;
     shape.dependent = true;
     return Launch(HopperKernel<C>, shape, stream, maps, p);
   }
 };
 
-// The tiles: columns / 64, rows, blocks that share rows. cuda/plan.cc has the same list.
+// The tiles: columns / 64 and rows. cuda/plan.cc has the same list.
 // clang-format off
-#define QKV_HOPPER_TILES(F)                                               \
-  F(1, 16, 1) F(2, 16, 1) F(1, 32, 1) F(2, 32, 1)                         \
-  F(1, 64, 1) F(2, 64, 1) F(3, 64, 1) F(2, 128, 1) F(3, 128, 1)           \
-  F(2, 256, 1) F(2, 256, 2)
+#define QKV_HOPPER_TILES(F)                         \
+  F(1, 16) F(2, 16) F(1, 32) F(2, 32) F(1, 64) F(2, 64) \
+  F(2, 128) F(3, 128) F(2, 256)
 // clang-format on
 
 struct Key {
-  int groups, tokens, share;
+  int groups, tokens;
   bool operator==(const Key&) const = default;
 };
 
@@ -93,9 +89,9 @@ struct Key {
 template <typename T, Packing kPacking, typename Visit>
 cudaError_t Each(const Visit& visit) {
   cudaError_t result = cudaSuccess;
-#define QKV_VISIT(groups, tokens, share) \
-  if (result == cudaSuccess)             \
-    result = visit(Key{groups, tokens, share}, Entry<Config<T, kPacking, groups, tokens, share>>{});
+#define QKV_VISIT(groups, tokens) \
+  if (result == cudaSuccess)      \
+    result = visit(Key{groups, tokens}, Entry<Config<T, kPacking, groups, tokens>>{});
   QKV_HOPPER_TILES(QKV_VISIT)
 #undef QKV_VISIT
   return result;
@@ -136,7 +132,10 @@ cudaError_t RunHopper(const Problem& problem, const Plan& plan, Packing packing,
   if (const cudaError_t e = cudaGetDevice(&device)) return e;
   if (const cudaError_t e = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device))
     return e;
-  const Key wanted{plan.tile_columns / 64, plan.tile_rows, plan.share};
+  const Key wanted{plan.tile_columns / 64, plan.tile_rows};
+  Params params{product};
+  params.norm = ComputesStatistics(plan) ? problem.norm : NormType::kNone;
+  params.epsilon = problem.epsilon;
   bool found = false;
   const cudaError_t result = EachOfAll([&](auto type, auto form) {
     using T = typename decltype(type)::T;
@@ -145,7 +144,7 @@ cudaError_t RunHopper(const Problem& problem, const Plan& plan, Packing packing,
     return Each<T, kPacking>([&](const Key& key, auto entry) {
       if (!(key == wanted)) return cudaSuccess;
       found = true;
-      return entry.Run(product, multiprocessors, stream);
+      return entry.Run(params, multiprocessors, stream);
     });
   });
   return result != cudaSuccess ? result : found ? cudaSuccess : cudaErrorInvalidValue;

@@ -8,7 +8,6 @@ namespace qkvgemm::cuda {
 struct LaunchShape {
   dim3 grid, block;
   size_t shared_bytes = 0;
-  unsigned cluster = 1;    // blocks of a cluster, along x
   bool dependent = false;  // may start before the kernel before it ends; it waits by griddepcontrol.wait
 };
 
@@ -33,14 +32,8 @@ cudaError_t Launch(void (*kernel)(Parameters...), const LaunchShape& shape, cuda
   config.blockDim = shape.block;
   config.dynamicSmemBytes = shape.shared_bytes;
   config.stream = stream;
-  cudaLaunchAttribute attributes[2] = {};
+  cudaLaunchAttribute attributes[1] = {};
   config.attrs = attributes;
-  if (shape.cluster > 1) {
-    auto& a = attributes[config.numAttrs++];
-    a.id = cudaLaunchAttributeClusterDimension;
-    a.val.clusterDim.x = shape.cluster;
-    a.val.clusterDim.y = a.val.clusterDim.z = 1;
-  }
   if (shape.dependent && HasDependentLaunch()) {
     auto& a = attributes[config.numAttrs++];
     a.id = cudaLaunchAttributeProgrammaticStreamSerialization;

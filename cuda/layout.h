@@ -12,7 +12,9 @@
 // kInt8: a piece of 4 KB has 64 columns by 64 int8, in the order of the A fragments of m16n8k16 and wgmma. At
 // ((w * 2 + h) * 32 + lane) * 16 lie the 16 bytes that lane (g = lane / 4, t = lane % 4) feeds to steps 2h
 // and 2h + 1 of 16 k: for each step the columns c = 16 w + g and c + 8 at k = 2t and 2t + 1, then both
-// columns at k + 8 and k + 9. Bytes are q + 128.
+// columns at k + 8 and k + 9. Bytes are q + 128. Behind the Columns lie gamma's factors, by which the bytes
+// are multiplied once they are widened to T: 128 bytes for each 64 of k, at t * 32 those of lanes t, for each
+// step of 16 k those at k = 2t, 2t + 1, 2t + 8 and 2t + 9.
 #pragma once
 
 #include <cstddef>
@@ -46,6 +48,13 @@ constexpr int64_t PiecesPerRow(const Problem& p, Packing packing) {
 constexpr int64_t WeightBytes(const Problem& p, Packing packing) {
   return PieceRows(p) * PiecesPerRow(p, packing) * PieceBytes(packing);
 }
+constexpr int64_t ColumnBytes(const Problem& p) {
+  return PieceRows(p) * kPieceColumns * static_cast<int64_t>(sizeof(Column));
+}
+constexpr int kFactorBytes = 128;  // of a piece
+constexpr int64_t FactorBytes(const Problem& p, Packing packing) {
+  return packing == Packing::kInt8 ? PiecesPerRow(p, packing) * kFactorBytes : 0;
+}
 
 // What the matrix families read as rows, in scratch memory unless it is the input itself: RowStatistics of
 // each row, padded to whole tiles, then the rows where they are copied.
@@ -53,6 +62,8 @@ struct RowStatistics {
   float mean, rstd;  // kQuantised: 0 and the row's scale; kNormalised: 0 and 1
 };
 constexpr int64_t kStatisticsPadding = 256;
+// Rows of a Hopper tile up to which it takes their statistics itself.
+constexpr int kMostMomentRows = 64;
 
 constexpr int64_t RowPitch(const Problem& p, Rows rows) {  // elements
   return rows == Rows::kQuantised ? RoundUp(p.k, 16) : rows == Rows::kInput ? p.k : RoundUp(p.k, 8);

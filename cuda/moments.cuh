@@ -51,6 +51,48 @@ struct Moments {
   }
 };
 
+// The same by sums about a shift, without a division for each addition. The shift is the mean of some of the
+// values, n of N, so that its squared distance from the mean of all is at most N / n times the variance: what
+// the subtraction in Get() cancels is bounded by that, whatever the values. Not centred: the shift stays 0,
+// and squares are those of the values.
+template <bool kCentred>
+struct ShiftedSums {
+  float shift = 0, count = 0;
+  float sum[2] = {}, squares[2] = {};  // two of each, because an addition waits for the one before
+
+  // Before the first addition. The values may be fewer than there are places: the others are 0.
+  template <int N>
+  __device__ __forceinline__ void Start(const float (&v)[N], int valid) {
+    if (!kCentred || valid == 0) return;
+    float all = 0;
+#pragma unroll
+    for (int i = 0; i < N; ++i) all += v[i];
+    shift = all / static_cast<float>(valid);
+  }
+  template <int N>
+  __device__ __forceinline__ void Add(const float (&v)[N]) {
+    AddIf(v, N, [](int) { return true; });
+  }
+  // The `valid` values for which there(i) is true.
+  template <int N, typename There>
+  __device__ __forceinline__ void AddIf(const float (&v)[N], int valid, const There& there) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      const float d = there(i) ? v[i] - shift : 0.0f;
+      if (kCentred) sum[i % 2] += d;
+      squares[i % 2] = fmaf(d, d, squares[i % 2]);
+    }
+    count += static_cast<float>(valid);
+  }
+
+  __device__ __forceinline__ Moments Get() const {
+    if (count == 0) return {};
+    const float all = sum[0] + sum[1], off = all / count;
+    const float rest = (squares[0] + squares[1]) - all * off;
+    return {count, shift + off, rest < 0.0f ? 0.0f : rest};  // NaN stays
+  }
+};
+
 // 1 / sqrt(variance + epsilon); 0 where a row has neither.
 __device__ __forceinline__ float InverseDeviation(float squares, float count, float epsilon) {
   const float spread = squares / count + epsilon;

@@ -21,11 +21,14 @@ struct Params {
   int64_t pieces_per_row;
   char* pieces;
   Column* columns;
+  char* factors;
 };
 
 // The largest value a column may hold after scaling: far from the overflow of float16, and so that what is
 // 2^-24 of it is still a normal number there.
 constexpr int kTopExponent = 14;
+// The same for gamma's factors, with room for 127 times as much.
+constexpr int kTopFactorExponent = 8;
 
 template <typename V>
 __device__ V ColumnReduce(V value, V* shared, int lane, int column, V (*combine)(V, V)) {
@@ -47,6 +50,30 @@ __device__ int64_t Int8Offset(int column, int k) {
   const int w = column / 16, g = column % 8, second = column / 8 % 2;
   const int h = k / 32, step = k / 16 % 2, t = k % 8 / 2, far = k / 8 % 2;
   return ((w * 2 + h) * 32 + g * 4 + t) * 16 + step * 8 + far * 4 + second * 2 + k % 2;
+}
+
+__device__ int64_t FactorOffset(int k) {  // of a piece
+  const int step = k / 16, far = k / 8 % 2, t = k % 8 / 2;
+  return (t * 16 + step * 4 + far * 2 + k % 2) * 2;
+}
+
+__device__ float RoundedTo(DType t, float v) {
+  return t == DType::kFloat16 ? __half2float(__float2half_rn(v)) : __bfloat162float(__float2bfloat16_rn(v));
+}
+
+// The power of two by which gamma is divided where it is kept in T.
+__device__ int FactorExponent(const Params& p, double* shared) {
+  double largest = 0;
+  for (int64_t k = threadIdx.x; k < p.weight.k; k += kThreads) {
+    const float v = fabsf(p.gamma.At(k));
+    if (isfinite(v)) largest = fmax(largest, static_cast<double>(v));
+  }
+  shared[threadIdx.x] = largest;
+  __syncthreads();
+  for (int i = 0; i < kThreads; ++i) largest = fmax(largest, shared[i]);
+  int exponent = kTopFactorExponent;
+  if (largest > 0) frexp(largest, &exponent);
+  return exponent - kTopFactorExponent;
 }
 
 // One block packs 64 columns.
@@ -92,6 +119,14 @@ __global__ void __launch_bounds__(kThreads) PackKernel(const Params p) {
       exponent = e - kTopExponent;
     }
   }
+  const bool widened = p.packing == Packing::kInt8, scaled = widened && p.gamma.data;
+  if (scaled) exponent = FactorExponent(p, shared);
+  const auto factor = [&](int64_t k) { return RoundedTo(p.t, ldexpf(p.gamma.At(k), -exponent)); };
+  if (widened && blockIdx.x == 0)
+    for (int64_t k = threadIdx.x; k < padded; k += kThreads) {
+      const float v = !scaled ? 1.0f : k < p.weight.k ? factor(k) : 0.0f;
+      Store(p.factors + k / depth * kFactorBytes + FactorOffset(static_cast<int>(k % depth)), p.t, 0, v);
+    }
   double sum = 0, constant = 0;
   char* pieces = p.pieces + blockIdx.x * p.pieces_per_row * PieceBytes(p.packing);
   for (int64_t k = lane; k < padded; k += kLanes) {
@@ -105,13 +140,14 @@ __global__ void __launch_bounds__(kThreads) PackKernel(const Params p) {
       sum += Vector{target, p.t}.At(0);
     } else {
       const int q = there ? static_cast<int>(p.weight.w.At(p.weight.Index(k, column))) : 0;
-      if (p.packing == Packing::kInt8) {
+      if (widened) {
         piece[Int8Offset(c, in_piece)] = static_cast<char>(q + 128);
+        sum += scaled && there ? RoundedTo(p.t, static_cast<float>(q) * factor(k)) : q;
       } else {
         piece[Int8TileOffset(c, in_piece)] = static_cast<char>(q);
       }
     }
-    if (half && there && p.beta.data) constant += static_cast<double>(p.weight.At(k, column)) * p.beta.At(k);
+    if (there && p.beta.data) constant += static_cast<double>(p.weight.At(k, column)) * p.beta.At(k);
   }
   sum = ColumnReduce<double>(sum, shared, lane, c, add);
   constant = ColumnReduce<double>(constant, shared, lane, c, add);
@@ -119,8 +155,10 @@ __global__ void __launch_bounds__(kThreads) PackKernel(const Params p) {
   Column out{};
   if (inside) {
     if (p.bias.data) constant += p.bias.At(column);
-    out.scale = half ? ldexpf(1.0f, exponent) : p.weight.scale.At(column / p.weight.columns_per_scale);
-    out.column_sum = static_cast<float>(ldexp(sum, exponent));
+    const double scale =
+        half ? 1.0 : static_cast<double>(p.weight.scale.At(column / p.weight.columns_per_scale));
+    out.scale = static_cast<float>(ldexp(scale, exponent));
+    out.column_sum = static_cast<float>(ldexp(scale * sum, exponent));
     out.constant = static_cast<float>(constant);
   }
   p.columns[column] = out;
@@ -134,14 +172,15 @@ __global__ void FenceKernel() {}
 
 size_t PackedBytes(const Problem& p, Packing packing) {
   if (packing == Packing::kNone) return 0;
-  return static_cast<size_t>(WeightBytes(p, packing) + PieceRows(p) * kPieceColumns * sizeof(Column));
+  return static_cast<size_t>(WeightBytes(p, packing) + ColumnBytes(p) + FactorBytes(p, packing));
 }
 
 cudaError_t Pack(const Problem& p, const Operands& o, Packing packing, void* packed, cudaStream_t stream) {
   if (packing == Packing::kNone || p.n == 0) return cudaSuccess;
   Params params{};
   params.weight = MakeWeight(p, o);
-  if (packing == Packing::kHalf) {
+  // Rows that are quantised bring gamma and beta along.
+  if (packing != Packing::kInt8Activations) {
     params.gamma = {o.gamma, p.gamma_type};
     params.beta = {o.beta, p.beta_type};
   }
@@ -152,6 +191,7 @@ cudaError_t Pack(const Problem& p, const Operands& o, Packing packing, void* pac
   params.pieces_per_row = PiecesPerRow(p, packing);
   params.pieces = static_cast<char*>(packed);
   params.columns = reinterpret_cast<Column*>(params.pieces + WeightBytes(p, packing));
+  params.factors = reinterpret_cast<char*>(params.columns) + ColumnBytes(p);
   PackKernel<<<static_cast<unsigned>(PieceRows(p)), kThreads, 0, stream>>>(params);
   FenceKernel<<<1, 1, 0, stream>>>();
   return cudaGetLastError();

@@ -22,6 +22,7 @@ enum class Packing : uint8_t {
   kNone,  // as they came
   kHalf,  // T, with gamma and a power of two per column folded in
   kInt8,  // int8 in the order in which matrix instructions take it from registers, to be widened to T there
+          // and multiplied by gamma
   kInt8Activations  // int8 in the order in which matrix instructions take it from shared memory
 };
 
@@ -36,7 +37,7 @@ enum class Family : uint8_t {
 enum class Rows : uint8_t {
   kInput,       // the input itself, beside each row's mean and 1/deviation
   kPadded,      // a copy of it with rows of a multiple of 8 elements, for inputs that are not 16-byte aligned
-  kNormalised,  // norm(input) in T, padded likewise
+  kNormalised,  // (input - mean) / deviation in T, padded likewise
   kQuantised,   // norm(input) in int8, padded to a multiple of 16, with one scale a row
   kFloat,       // norm(input) in float32 (generic family)
 };
@@ -46,7 +47,6 @@ struct Plan {
   Rows rows = Rows::kFloat;
   int tile_rows = 0;     // rows of the input that a block computes at a time; 0: the family has no choice
   int tile_columns = 0;  // columns of W likewise
-  int share = 1;         // blocks of a cluster that load the same rows together
 
   friend bool operator==(const Plan&, const Plan&) = default;
 };
@@ -67,7 +67,7 @@ std::vector<Plan> Candidates(const Problem& problem, const Device& device, Packi
 bool Serves(const Plan& plan, const Problem& problem, const Device& device, Packing packing, bool aligned);
 
 // Whether the product takes the statistics of the rows that it reads, so that nothing must go before it.
-bool ComputesStatistics(const Plan& plan, Packing packing);
+bool ComputesStatistics(const Plan& plan);
 
 std::string ToString(const Plan& plan);
 

@@ -39,8 +39,9 @@ Product MakeProduct(const Problem& p, const Operands& o, const Plan& plan, Packi
   if (p.norm != NormType::kNone || plan.rows == Rows::kQuantised)
     product.statistics = reinterpret_cast<RowStatistics*>(bytes + parts.statistics);
   product.weights = packed;
-  product.columns =
-      reinterpret_cast<const Column*>(static_cast<const char*>(packed) + WeightBytes(p, packing));
+  const char* const columns = static_cast<const char*>(packed) + WeightBytes(p, packing);
+  product.columns = reinterpret_cast<const Column*>(columns);
+  product.factors = columns + ColumnBytes(p);
   product.m = static_cast<int>(p.m);
   product.n = static_cast<int>(p.n);
   product.k = static_cast<int>(p.k);
@@ -91,7 +92,7 @@ cudaError_t Run(const Problem& p, const Operands& o, const Plan& plan, Packing p
   const Product product = MakeProduct(p, o, plan, packing, packed, scratch);
   // Where rows are read as they are and the product finds out what it needs of them, there is nothing to
   // prepare.
-  const bool statistics = product.statistics != nullptr && !ComputesStatistics(plan, packing);
+  const bool statistics = product.statistics != nullptr && !ComputesStatistics(plan);
   const bool prepared = statistics || plan.rows != Rows::kInput || o.norm != nullptr;
   if (prepared)
     if (const cudaError_t e = PrepareRows(p, o, plan.rows, product, stream)) return e;

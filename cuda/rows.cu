@@ -53,7 +53,7 @@ class RowKernel {
     }
     if (lane == 0 && Inside() && p_.statistics && !Normalised()) p_.statistics[row_] = {mean_, rstd_};
     if (p_.norm != nullptr) {
-      Each(lane, p_.k, [&](int64_t i, const float(&v)[kChunk], int count) {
+      Each<true>(lane, p_.k, [&](int64_t i, const float(&v)[kChunk], int count) {
         for (int e = 0; e < count; ++e) Store(p_.norm, kTypeOf<T>, row_ * p_.k + i + e, v[e]);
       });
     }
@@ -62,8 +62,9 @@ class RowKernel {
       const bool normalised = Normalised();
       T* target = static_cast<T*>(p_.target) + row_ * p_.pitch;
       if (normalised) {
-        Each(lane, p_.pitch,
-             [&](int64_t i, const float(&v)[kChunk], int count) { StoreChunk(target + i, v, count); });
+        // The weights have gamma and beta.
+        Each<false>(lane, p_.pitch,
+                    [&](int64_t i, const float(&v)[kChunk], int count) { StoreChunk(target + i, v, count); });
       } else {
         EachRaw(lane, p_.pitch,
                 [&](int64_t i, const float(&v)[kChunk], int count) { StoreChunk(target + i, v, count); });
@@ -143,7 +144,7 @@ class RowKernel {
       visit(i, v, end - i < kChunk ? static_cast<int>(end - i) : kChunk);
     }
   }
-  template <typename Visit>
+  template <bool kScaled, typename Visit>
   __device__ void Each(int lane, int64_t end, const Visit& visit) const {
     EachRaw(lane, end, [&](int64_t i, float(&v)[kChunk], int count) {
       if (p_.type != NormType::kNone) {
@@ -151,8 +152,8 @@ class RowKernel {
         for (int e = 0; e < kChunk; ++e) {
           if (i + e >= p_.k) continue;
           v[e] = (v[e] - mean_ - residual_) * rstd_;
-          if (p_.gamma.data) v[e] *= p_.gamma.At(i + e);
-          if (p_.beta.data) v[e] += p_.beta.At(i + e);
+          if (kScaled && p_.gamma.data) v[e] *= p_.gamma.At(i + e);
+          if (kScaled && p_.beta.data) v[e] += p_.beta.At(i + e);
         }
       }
       visit(i, v, count);
@@ -169,7 +170,7 @@ class RowKernel {
 
   __device__ void Quantise(int lane) const {
     float largest = 0;
-    Each(lane, p_.k, [&](int64_t, const float(&v)[kChunk], int count) {
+    Each<true>(lane, p_.k, [&](int64_t, const float(&v)[kChunk], int count) {
       for (int e = 0; e < count; ++e) largest = isfinite(v[e]) ? fmaxf(largest, fabsf(v[e])) : INFINITY;
     });
     largest = Largest(largest);
@@ -178,7 +179,7 @@ class RowKernel {
     const float scale = inverse < INFINITY ? largest / 127.0f : 0.0f;
     if (lane == 0 && Inside()) p_.statistics[row_] = {0.0f, finite ? scale : NAN};
     int8_t* target = static_cast<int8_t*>(p_.target) + row_ * p_.pitch;
-    Each(lane, p_.pitch, [&](int64_t i, const float(&v)[kChunk], int count) {
+    Each<true>(lane, p_.pitch, [&](int64_t i, const float(&v)[kChunk], int count) {
       union {
         int8_t q[kChunk];
         uint2 word;
@@ -197,10 +198,9 @@ class RowKernel {
 
 template <typename T, int kWarps, bool kAligned>
 __global__ void __launch_bounds__(kThreads) RowsKernel(const __grid_constant__ Params p) {
-  // The order matters: a kernel that starts early may read the input, which is there only once this wait is
-  // over.
-  WaitForPrevious();
+  // The product may fetch weights at once. Its own wait ends when this kernel has, hence after this one's.
   LetNextStart();
+  WaitForPrevious();
   RowKernel<T, kWarps, kAligned>(p).Run();
 }
 

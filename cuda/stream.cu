@@ -7,7 +7,8 @@
 //
 // - kHalf, kInt8Activations: lane (g, t) takes chunks t and 4 + t of columns g and g + 8, and the same chunks
 //   of the input's row g, straight from memory as well.
-// - kInt8: W lies in fragment order; the rows come through a ring in shared memory, one for each warp.
+// - kInt8: W lies in fragment order, and gamma beside; the rows come through a ring in shared memory, one for
+// each warp.
 #include "cuda/elements.cuh"
 #include "cuda/families.h"
 #include "cuda/launch.h"
@@ -53,7 +54,7 @@ struct Config {
   static constexpr int kLaneColumns = (kRoundColumns + 31) / 32;
   static constexpr int kSumPitch = kTokens + 1;  // against bank conflicts
   static constexpr int kSumsBytes = kWarps * kRoundColumns * kSumPitch * 4;
-  static constexpr bool kMoments = kPacking_ == Packing::kHalf;
+  static constexpr bool kMoments = !kInt8Rows;
   static constexpr int kMomentsBytes = kMoments ? kWarps * kTokens * static_cast<int>(sizeof(Moments)) : 0;
   static constexpr int kStages = 3;
   static constexpr int kStageBytes = kTokens * kPieceRowBytes;
@@ -105,6 +106,8 @@ class Block {
         LoadWeights(warp_, 0, i);
         LoadWeights(warp_, 1, i);
       }
+      LoadFactors(warp_, 0);
+      LoadFactors(warp_, 1);
     }
     if (threadIdx.x < C::kColumns && FirstColumn() + static_cast<int>(threadIdx.x) < p_.n)
       PrefetchL2(p_.columns + FirstColumn() + threadIdx.x);
@@ -133,6 +136,16 @@ class Block {
     }
     w_[group][half][0] = LoadStream(from);
     w_[group][half][1] = LoadStream(from + C::kSecondVector);
+  }
+  // By which the weights of a half step are multiplied; nothing where there are none.
+  __device__ __forceinline__ void LoadFactors(int step, int half) {
+    if constexpr (C::kWiden) {
+      if (step * 2 + half >= p_.pieces_per_row) return;
+      const auto* from =
+          static_cast<const uint4*>(p_.factors) + static_cast<int64_t>(step * 2 + half) * 8 + t_ * 2;
+      factors_[half][0] = __ldg(from);
+      factors_[half][1] = __ldg(from + 1);
+    }
   }
 
   __device__ __forceinline__ void MultiplyDirectly(int steps) {
@@ -167,27 +180,35 @@ class Block {
         }
         // Only now: until the weights of the next step are asked for, the memory waits.
         if constexpr (C::kMoments) {
-          if (p_.norm != NormType::kNone)
-            AddMoments(x[half], p_.k - static_cast<int>(RowByte(step, half) / 2));
+          if (p_.norm != NormType::kNone) {
+#pragma unroll
+            for (int j = 0; j < C::kBlocks; ++j) {
+              const uint32_t words[4] = {x[half][j].x, x[half][j].y, x[half][j].z, x[half][j].w};
+              AddMoments(j, words, step == warp_ && half == 0,
+                         p_.k - static_cast<int>(RowByte(step, half) / 2), [](int i) { return i; });
+            }
+          }
         }
         if (next < steps) load(next, half);
       }
     }
   }
-  // Chunks of the rows g of which `left` values and more are there.
-  __device__ __forceinline__ void AddMoments(const uint4 (&x)[C::kBlocks], int left) {
-    const auto add = [&](int count) __attribute__((always_inline)) {
+  // Pairs of values of row g, of which `left` values and more are there from where value i lies `at(i)`.
+  template <int kWords, typename At>
+  __device__ __forceinline__ void AddMoments(int j, const uint32_t (&words)[kWords], bool first, int left,
+                                             const At& at) {
+    float v[2 * kWords];
 #pragma unroll
-      for (int j = 0; j < C::kBlocks; ++j) {
-        float v[8];
-        Unpack<typename C::T>(x[j], v);
-        moments_[j].Add(v, count, p_.norm == NormType::kLayerNorm);
-      }
-    };
-    if (left >= 8) {
-      add(8);
-    } else if (left > 0) {
-      add(left);
+    for (int i = 0; i < kWords; ++i) Unpack2<typename C::T>(words[i], v[2 * i], v[2 * i + 1]);
+    if (at(2 * kWords - 1) < left) {
+      if (first) moments_[j].Start(v, 2 * kWords);
+      moments_[j].Add(v);
+    } else {
+      int valid = 0;
+#pragma unroll
+      for (int i = 0; i < 2 * kWords; ++i) valid += at(i) < left;
+      if (first) moments_[j].Start(v, valid);
+      moments_[j].AddIf(v, valid, [&](int i) { return at(i) < left; });
     }
   }
   // Of the input's rows: where this lane's chunk begins.
@@ -237,12 +258,9 @@ class Block {
         for (int i = 0; i < C::kGroups; ++i) {
 #pragma unroll
           for (int h = 0; h < 2; ++h) {
-            const uint4 w = w_[i][half][h];
+            const uint4 w = w_[i][half][h], f = factors_[half][h];
             uint32_t a[2][4];
-            Widen<typename C::T>(w.x, a[0][0], a[0][1]);
-            Widen<typename C::T>(w.y, a[0][2], a[0][3]);
-            Widen<typename C::T>(w.z, a[1][0], a[1][1]);
-            Widen<typename C::T>(w.w, a[1][2], a[1][3]);
+            WidenSteps<typename C::T>({w.x, w.y, w.z, w.w}, {f.x, f.y, f.z, f.w}, a[0], a[1]);
 #pragma unroll
             for (int j = 0; j < C::kBlocks; ++j) {
               Mma<typename C::Element>::Run(sums_[i][j], a[0], x[j][h][0], x[j][h][1]);
@@ -250,6 +268,17 @@ class Block {
             }
           }
           if (step + kWarps < steps) LoadWeights(step + kWarps, half, i);
+        }
+        if (step + kWarps < steps) LoadFactors(step + kWarps, half);
+        if (p_.norm != NormType::kNone) {
+          const int t = t_;
+#pragma unroll
+          for (int j = 0; j < C::kBlocks; ++j) {
+            const uint32_t words[8] = {x[j][0][0], x[j][0][1], x[j][0][2], x[j][0][3],
+                                       x[j][1][0], x[j][1][1], x[j][1][2], x[j][1][3]};
+            AddMoments(j, words, step == warp_ && half == 0, p_.k - (step * 2 + half) * 64,
+                       [t](int i) { return i / 2 * 8 + t * 2 + i % 2; });
+          }
         }
         finish(step + kWarps);
         stage = stage == 2 ? 0 : stage + 1;
@@ -306,8 +335,9 @@ class Block {
   __device__ __forceinline__ void ShareMoments(Moments* moments) {
 #pragma unroll
     for (int j = 0; j < C::kBlocks; ++j) {
-      for (int o = 1; o <= 2; o *= 2) moments_[j].Merge(moments_[j].Shuffled(o));
-      if (t_ == 0) moments[warp_ * C::kTokens + j * 8 + g_] = moments_[j];
+      Moments row = moments_[j].Get();
+      for (int o = 1; o <= 2; o *= 2) row.Merge(row.Shuffled(o));
+      if (t_ == 0) moments[warp_ * C::kTokens + j * 8 + g_] = row;
     }
   }
   __device__ __forceinline__ RowStatistics Statistics(int row, const Moments* moments) const {
@@ -316,6 +346,8 @@ class Block {
         Moments all;
 #pragma unroll
         for (int w = 0; w < kWarps; ++w) all.Merge(moments[w * C::kTokens + row]);
+        if (p_.norm == NormType::kRmsNorm)
+          all = {all.count, 0, all.squares + all.count * all.mean * all.mean};
         return {all.mean, InverseDeviation(all.squares, static_cast<float>(p_.k), p_.epsilon)};
       }
     }
@@ -328,7 +360,8 @@ class Block {
   const uint4* weights_[C::kGroups];  // where this lane's first vector lies
   uint4 w_[C::kGroups][2][2] = {};    // of one step: [half]
   typename C::Sum sums_[C::kGroups][C::kBlocks][4] = {};
-  Moments moments_[C::kBlocks];
+  ShiftedSums<true> moments_[C::kBlocks];
+  uint4 factors_[2][2] = {};
 };
 
 template <typename C>
@@ -387,7 +420,7 @@ cudaError_t RunStream(const Problem& problem, const Plan& plan, Packing packing,
                       cudaStream_t stream) {
   if (product.m > plan.tile_rows) return cudaErrorInvalidValue;
   const Params p{product, product.pitch * (plan.rows == Rows::kQuantised ? 1 : 2),
-                 ComputesStatistics(plan, packing) ? problem.norm : NormType::kNone, problem.epsilon};
+                 ComputesStatistics(plan) ? problem.norm : NormType::kNone, problem.epsilon};
   return problem.t == DType::kFloat16 ? RunPacking<__half>(plan, packing, p, stream)
                                       : RunPacking<__nv_bfloat16>(plan, packing, p, stream);
 }

@@ -37,7 +37,8 @@ struct Config {
                        kBlocks = kWarpTokens / 8;  // matrix instructions of a warp
   static constexpr int kPieceBytes = kWiden ? 4096 : 8192;
   static constexpr int kRowsBytes = kTokens * kPieceRowBytes;
-  static constexpr int kStageBytes = kRowsBytes + kColumns / kPieceColumns * kPieceBytes;
+  static constexpr int kWeightBytes = kColumns / kPieceColumns * kPieceBytes;
+  static constexpr int kStageBytes = kRowsBytes + kWeightBytes + (kWiden ? kFactorBytes : 0);
   static constexpr int kStages = 3;
   // Of a thread, for each stage.
   static constexpr int kPieceCopies = kPieceBytes / (kThreads * 16),
@@ -127,6 +128,13 @@ class Block {
                              true);
       }
     }
+    // Every thread copies some of the factors, most of them what another does too.
+    if constexpr (C::kWiden) {
+      const int byte = threadIdx.x % (kFactorBytes / 16) * 16;
+      weight_copies_.Start(
+          C::kColumns / kPieceColumns * C::kPieceCopies, target + C::kWeightBytes + byte,
+          static_cast<const char*>(p_.factors) + static_cast<int64_t>(kb) * kFactorBytes + byte, true);
+    }
   }
   // Chunk i of row r lies at chunk i ^ r % 8 of its 128 bytes, as in a piece.
   __device__ __forceinline__ void LoadRows(int kb, int stage) {
@@ -153,16 +161,15 @@ class Block {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       uint32_t a[C::kGroups][2][4];  // of two steps of 32 bytes
+      [[maybe_unused]] uint32_t factors[4];
+      if constexpr (C::kWiden)
+        LoadVector(factors, stage + C::kRowsBytes + C::kWeightBytes + (lane_ % 4 * 2 + h) * 16);
 #pragma unroll
       for (int i = 0; i < C::kGroups; ++i) {
         if constexpr (C::kWiden) {
           uint32_t w[4];
           LoadVector(w, weights + (((in_piece / 16 + i) * 2 + h) * 32 + lane_) * 16);
-#pragma unroll
-          for (int s = 0; s < 2; ++s) {
-            Widen<typename C::T>(w[2 * s], a[i][s][0], a[i][s][1]);
-            Widen<typename C::T>(w[2 * s + 1], a[i][s][2], a[i][s][3]);
-          }
+          WidenSteps<typename C::T>(w, factors, a[i][0], a[i][1]);
         } else {
 #pragma unroll
           for (int s = 0; s < 2; ++s)
@@ -243,7 +250,7 @@ class Block {
   const int warp_ = threadIdx.x / 32, lane_ = threadIdx.x % 32;
   int column0_, row0_;
   typename C::Sum sums_[C::kGroups][C::kBlocks][4] = {};
-  Copies<C::kColumns / kPieceColumns * C::kPieceCopies> weight_copies_;
+  Copies<C::kColumns / kPieceColumns * C::kPieceCopies + C::kWiden> weight_copies_;
   Copies<C::kRowCopies> row_copies_;
 };
 

@@ -35,4 +35,27 @@ __device__ __forceinline__ void Widen(uint32_t word, uint32_t& low, uint32_t& hi
   }
 }
 
+// Pairs of T, multiplied.
+template <typename T>
+__device__ __forceinline__ uint32_t Multiply2(uint32_t a, uint32_t b) {
+  using Pair = std::conditional_t<std::is_same_v<T, __half>, __half2, __nv_bfloat162>;
+  const Pair product = __hmul2(*reinterpret_cast<const Pair*>(&a), *reinterpret_cast<const Pair*>(&b));
+  return *reinterpret_cast<const uint32_t*>(&product);
+}
+
+// What two steps of 16 k take from the 16 bytes that a lane has for them (layout.h, kInt8), as A fragments.
+template <typename T>
+__device__ __forceinline__ void WidenSteps(const uint32_t (&w)[4], const uint32_t (&factors)[4],
+                                           uint32_t (&first)[4], uint32_t (&second)[4]) {
+  const auto widen = [](uint32_t near, uint32_t far, uint32_t near_factor, uint32_t far_factor,
+                        uint32_t(&a)[4]) __attribute__((always_inline)) {
+    Widen<T>(near, a[0], a[1]);
+    Widen<T>(far, a[2], a[3]);
+    a[0] = Multiply2<T>(a[0], near_factor), a[1] = Multiply2<T>(a[1], near_factor);
+    a[2] = Multiply2<T>(a[2], far_factor), a[3] = Multiply2<T>(a[3], far_factor);
+  };
+  widen(w[0], w[1], factors[0], factors[1], first);
+  widen(w[2], w[3], factors[2], factors[3], second);
+}
+
 }  // namespace qkvgemm::cuda

@@ -1,6 +1,7 @@
 """Times of calls on a GPU by CUDA-graph replay, peers in turn: clocks and power drift, so that only a ratio of times
 taken side by side means anything."""
 
+import random
 import statistics
 
 import torch
@@ -18,6 +19,7 @@ class Timed:
     """A list of calls (one for each copy of the weights) captured in one graph."""
 
     def __init__(self, calls, minimum=16):
+        self.calls = calls  # with the memory that the graph reads and writes
         repeats = max(1, -(-minimum // len(calls)))
         self.count = repeats * len(calls)
         self.times = []
@@ -54,15 +56,25 @@ class Timed:
         return ordered[round(0.1 * last)], ordered[round(0.9 * last)]
 
 
-def race(timed, rounds):
-    """Replays each of the dict's graphs once a round, in an order that shifts by one from round to round."""
+# A device at its power limit runs a kernel up to 10 % faster after one that drew less. So each graph is replayed for a
+# while before it is timed, whichever came before.
+SETTLE_MICROSECONDS = 20e3
+
+
+def race(timed, rounds, seed=1):
+    """Times each of the dict's graphs once a round, settled, in an order that is drawn anew for each round."""
     graphs = list(timed.values())
     for graph in graphs:
-        graph.once()  # after a pause clocks are elsewhere
+        graph.once()
+        graph.settling = max(1, int(SETTLE_MICROSECONDS / (graph.times[0] * graph.count)))
         graph.times.clear()
-    for r in range(rounds):
-        for i in range(len(graphs)):
-            graphs[(i + r) % len(graphs)].once()
+    order = random.Random(seed)
+    for _ in range(rounds):
+        order.shuffle(graphs)
+        for graph in graphs:
+            for _ in range(graph.settling):
+                graph.graph.replay()
+            graph.once()
 
 
 def copy_bandwidth():

@@ -91,7 +91,10 @@ Arithmetic ArithmeticOf(const Problem& p, const Operands& o, const Plan& plan, P
   Arithmetic a;
   if (plan.family == Family::kGeneric) return a;
   a.matrix = true;
-  const bool weights_rounded = packing == Packing::kHalf && (p.tw != p.t || o.gamma != nullptr);
+  // Under LayerNorm, columns whose mean is not small are packed without it.
+  const bool weights_rounded =
+      (packing == Packing::kHalf && (p.tw != p.t || p.norm == NormType::kLayerNorm)) ||
+      (packing != Packing::kInt8Activations && o.gamma != nullptr);
   a.rows_rounded = plan.rows == Rows::kNormalised;
   if (weights_rounded || a.rows_rounded) a.operand = RoundingOf(p.t);
   a.mean_last = p.norm != NormType::kNone && (plan.rows == Rows::kInput || plan.rows == Rows::kPadded);
@@ -256,7 +259,7 @@ class Tester {
     double worst;
     std::memcpy(&worst, &found.worst, sizeof worst);
     results_->Add(family_, worst);
-    CheckRms(c, found);
+    CheckRms(c, found, arithmetic.rows_rounded || (c.p.tw == DType::kInt8 && arithmetic.operand > 0));
   }
 
   template <typename CheckType>
@@ -280,12 +283,21 @@ class Tester {
     Synchronise();
   }
 
-  // In the mean over a case the fused form may lose no more than the unfused form: 1.2 times leaves room for
-  // chance, given at least 1000 results and enough independently rounded weights. The unfused form's error is
+  // In the mean over a case, how much more the fused form may lose than the unfused one. 1.2 leaves room for
+  // chance. Where rows or gamma are rounded beside the weights, two errors meet where the unfused form of
+  // these cases has one, and one row's outlier meets one of each. Beside a large mean (64 deviations here),
+  // sums over rows as they come lose digits: OPERATOR.md states this bound.
+  static double RmsLimit(RowKind kind, bool both_rounded) {
+    if (kind == kLargeMeanRow) return 3;
+    if (kind == kOutlierRow) return both_rounded ? 1.8 : 1.2;
+    return both_rounded ? 1.4 : 1.2;
+  }
+
+  // Given at least 1000 results and enough independently rounded weights. The unfused form's error is
   // the larger of what it is here and what is to be expected of it, for where there are few rows its own
   // roundings are few. Rows with one outlier have one term that outweighs all others, hence as few
   // independent roundings as there are columns.
-  void CheckRms(const Case& c, const Report& found) {
+  void CheckRms(const Case& c, const Report& found, bool both_rounded) {
     if (c.p.t == DType::kFloat || c.p.activation_quant || c.p.k < 64 || c.p.k * c.p.n < 2048) return;
     for (int kind : {kPlainRow, kLargeMeanRow, kOutlierRow}) {
       const auto& k = found.kind[kind];
@@ -294,7 +306,7 @@ class Tester {
       static constexpr const char* kNames[] = {"plain rows", "rows with a large mean",
                                                "rows with an outlier"};
       results_->AddRatio(family_, ratio, name_ + ", " + kNames[kind]);
-      if (ratio <= 1.2) continue;
+      if (ratio <= RmsLimit(static_cast<RowKind>(kind), both_rounded)) continue;
       char text[160];
       std::snprintf(text, sizeof text, ": RMS error of %s is %.3f times the unfused form's (%.3g, %.3g)",
                     kNames[kind], ratio, std::sqrt(k.fused / k.count), std::sqrt(unfused / k.count));
