@@ -63,7 +63,7 @@ struct RowStatistics {
 };
 constexpr int64_t kStatisticsPadding = 256;
 // Rows of a Hopper tile up to which it takes their statistics itself.
-constexpr int kMostMomentRows = 64;
+constexpr int kMostMomentRows = 32;
 
 constexpr int64_t RowPitch(const Problem& p, Rows rows) {  // elements
   return rows == Rows::kQuantised ? RoundUp(p.k, 16) : rows == Rows::kInput ? p.k : RoundUp(p.k, 8);

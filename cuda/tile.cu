@@ -76,7 +76,7 @@ class Block {
     for (int i = 0; i < C::kStages - 1; ++i) {
       if (i >= p_.pieces_per_row) continue;
       LoadWeights(i, i);
-      weight_copies_.Finish();
+      FinishWeights();
     }
     WaitForPrevious();
 #pragma unroll
@@ -101,7 +101,7 @@ class Block {
       CommitCopies();
       Multiply(shared_ + stage * C::kStageBytes);
       if (more) {
-        weight_copies_.Finish();
+        FinishWeights();
         row_copies_.Finish();
       }
       stage = stage == C::kStages - 1 ? 0 : stage + 1;
@@ -128,13 +128,17 @@ class Block {
                              true);
       }
     }
-    // Every thread copies some of the factors, most of them what another does too.
     if constexpr (C::kWiden) {
-      const int byte = threadIdx.x % (kFactorBytes / 16) * 16;
-      weight_copies_.Start(
-          C::kColumns / kPieceColumns * C::kPieceCopies, target + C::kWeightBytes + byte,
-          static_cast<const char*>(p_.factors) + static_cast<int64_t>(kb) * kFactorBytes + byte, true);
+      const int byte = static_cast<int>(threadIdx.x) * 16;
+      if (byte < kFactorBytes)
+        factor_copies_.Start(
+            0, target + C::kWeightBytes + byte,
+            static_cast<const char*>(p_.factors) + static_cast<int64_t>(kb) * kFactorBytes + byte, true);
     }
+  }
+  __device__ __forceinline__ void FinishWeights() const {
+    weight_copies_.Finish();
+    if (C::kWiden && threadIdx.x * 16 < kFactorBytes) factor_copies_.Finish();
   }
   // Chunk i of row r lies at chunk i ^ r % 8 of its 128 bytes, as in a piece.
   __device__ __forceinline__ void LoadRows(int kb, int stage) {
@@ -250,7 +254,8 @@ class Block {
   const int warp_ = threadIdx.x / 32, lane_ = threadIdx.x % 32;
   int column0_, row0_;
   typename C::Sum sums_[C::kGroups][C::kBlocks][4] = {};
-  Copies<C::kColumns / kPieceColumns * C::kPieceCopies + C::kWiden> weight_copies_;
+  Copies<C::kColumns / kPieceColumns * C::kPieceCopies> weight_copies_;
+  Copies<1> factor_copies_;
   Copies<C::kRowCopies> row_copies_;
 };
 

@@ -284,12 +284,13 @@ class Tester {
   }
 
   // In the mean over a case, how much more the fused form may lose than the unfused one. 1.2 leaves room for
-  // chance. Where rows or gamma are rounded beside the weights, two errors meet where the unfused form of
-  // these cases has one, and one row's outlier meets one of each. Beside a large mean (64 deviations here),
-  // sums over rows as they come lose digits: OPERATOR.md states this bound.
+  // chance, 1.4 for the few independent roundings of an outlier. Where rows or gamma are rounded beside the
+  // weights, two errors meet where the unfused form of these cases has one, and one row's outlier meets one
+  // of each. Beside a large mean (64 deviations here), sums over rows as they come lose digits: OPERATOR.md
+  // states this bound.
   static double RmsLimit(RowKind kind, bool both_rounded) {
     if (kind == kLargeMeanRow) return 3;
-    if (kind == kOutlierRow) return both_rounded ? 1.8 : 1.2;
+    if (kind == kOutlierRow) return both_rounded ? 1.8 : 1.4;
     return both_rounded ? 1.4 : 1.2;
   }
 
