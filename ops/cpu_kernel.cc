@@ -1,10 +1,18 @@
 #include "ops/cpu_kernel.h"
 
 #include <sched.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <fstream>
 #include <stdexcept>
 #include <thread>
+#include <vector>
+
+#include "ops/cpu/parallel.h"
+#include "ops/cpu/plan.h"
 
 namespace qkvgemm {
 namespace {
@@ -35,6 +43,32 @@ struct OrtThreads {
     }
   }
 };
+
+// The processor's name. Where the system does not tell, as on Arm, the numbers by which it calls the parts.
+std::string ProcessorName() {
+  static const auto* const name = new std::string([] {
+    std::ifstream info("/proc/cpuinfo");
+    std::string parts;
+    for (std::string line; std::getline(info, line);) {
+      const size_t value = line.find(": ");
+      if (value == std::string::npos) continue;
+      if (line.starts_with("model name")) return line.substr(value + 2);
+      if (line.starts_with("CPU implementer") || line.starts_with("CPU part")) {
+        if (parts.find(line.substr(value)) == std::string::npos) parts += line.substr(value);
+      }
+    }
+    return "processor" + parts;
+  }());
+  return *name;
+}
+
+// What is written over before a choice is timed, so that weights come from memory, as in a model of many
+// layers.
+std::vector<char> CacheSized() {
+  constexpr long kMost = 64L << 20;
+  const long last_level = sysconf(_SC_LEVEL3_CACHE_SIZE);
+  return std::vector<char>(static_cast<size_t>(last_level > 0 ? std::min(last_level, kMost) : kMost / 2));
+}
 
 // Memory from ONNX Runtime's allocator, aligned to a cache line.
 class Scratch {
@@ -67,8 +101,8 @@ class Scratch {
 
 }  // namespace
 
-CpuKernel::CpuKernel(const OrtApi& api, const OrtKernelInfo* info)
-    : Kernel(api, info), threads_(UsableProcessors()) {
+CpuKernel::CpuKernel(const OrtApi& api, const OrtKernelInfo* info, tuning::Mode mode)
+    : Kernel(api, info), threads_(UsableProcessors()), mode_(mode) {
   std::string error;
   if (!cpu::SelectIsa(std::getenv("QKVGEMM_ISA"), &isa_, &error)) throw ContractError{error};
   PackConstants();
@@ -98,12 +132,69 @@ void CpuKernel::PackConstants() {
   cpu::Pack(problem, operands, isa_, cpu::ThreadPool{}, packed_.get());
 }
 
+cpu::Choice CpuKernel::ChoiceFor(OrtKernelContext* context, const Problem& problem,
+                                 const Operands& operands) const {
+  // Weights that are packed in each call outweigh any choice.
+  if (mode_ == tuning::Mode::kOff || packed_ == nullptr) return {};
+  const std::lock_guard lock(choices_mutex_);
+  const auto [known, is_new] = choices_.try_emplace(tuning::RowBucket(problem.m));
+  if (!is_new) return known->second;
+  const std::string device =
+      ProcessorName() + " " + cpu::IsaName(isa_) + ", " + std::to_string(threads_) + " threads";
+  const std::string key = tuning::KeyOf(device, problem, "panels");
+  tuning::Cache& cache = tuning::SharedCache();
+  const auto serves = [](const tuning::Entry& entry) { return cpu::ParseChoice(entry.plan).has_value(); };
+  const std::optional<tuning::Entry> entry =
+      mode_ == tuning::Mode::kOn
+          ? cache.FindOrTime(key, serves, [&] { return Time(context, problem, operands); })
+          : cache.Find(key);
+  if (entry) known->second = cpu::ParseChoice(entry->plan).value_or(cpu::Choice{});
+  return known->second;
+}
+
+// The operands are those of the call, which writes its outputs again afterwards.
+std::optional<tuning::Entry> CpuKernel::Time(OrtKernelContext* context, const Problem& problem,
+                                             const Operands& operands) const {
+  try {
+    OrtThreads threads{api_, context};
+    const cpu::ThreadPool pool{&threads, threads_, OrtThreads::Run};
+    const std::vector<cpu::Choice> choices = cpu::Choices(problem, isa_, threads_);
+    std::vector<std::string> names;
+    size_t bytes = 0;
+    for (const cpu::Choice& choice : choices) {
+      names.push_back(cpu::ToString(choice));
+      bytes = std::max(bytes, cpu::ScratchBytes(problem, isa_, threads_, true, choice));
+    }
+    const Scratch scratch(api_, context, memory_, bytes);
+    std::vector<char> cache = CacheSized();
+    const int64_t parts = 4 * threads_;
+    char value = 0;
+    const tuning::Entry entry = tuning::TimePlans(names, [&](size_t i) {
+      ++value;
+      cpu::ParallelFor(pool, parts, [&](int64_t part) {
+        const size_t size = cache.size() / static_cast<size_t>(parts);
+        std::memset(cache.data() + static_cast<size_t>(part) * size, value, size);
+      });
+      const auto begin = std::chrono::steady_clock::now();
+      cpu::Run(problem, operands, packed_.get(), isa_, pool, scratch.Data(), choices[i]);
+      return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - begin).count();
+    });
+    if (threads.failure == nullptr) return entry;
+    api_.ReleaseStatus(threads.failure);
+  } catch (const StatusError& e) {
+    api_.ReleaseStatus(e.status);
+  } catch (const std::exception&) {
+  }
+  return std::nullopt;  // a run needs no timing: the default will do
+}
+
 void CpuKernel::Run(OrtKernelContext* context, const Problem& problem, const Operands& operands) const {
   OrtThreads threads{api_, context};
   const cpu::ThreadPool pool{&threads, threads_, OrtThreads::Run};
+  const cpu::Choice choice = ChoiceFor(context, problem, operands);
   const Scratch scratch(api_, context, memory_,
-                        cpu::ScratchBytes(problem, isa_, threads_, packed_ != nullptr));
-  cpu::Run(problem, operands, packed_.get(), isa_, pool, scratch.Data());
+                        cpu::ScratchBytes(problem, isa_, threads_, packed_ != nullptr, choice));
+  cpu::Run(problem, operands, packed_.get(), isa_, pool, scratch.Data(), choice);
   ThrowIfError(threads.failure);
 }
 

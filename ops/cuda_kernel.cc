@@ -2,7 +2,9 @@
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <fstream>
 #include <limits>
 #include <map>
 #include <stdexcept>
@@ -82,6 +84,60 @@ class CreationStream {
   cudaStream_t stream_ = nullptr;
 };
 
+class Event {
+ public:
+  explicit Event(int ordinal) { Check(cudaEventCreate(&event_), ordinal, "creating an event"); }
+  ~Event() { cudaEventDestroy(event_); }
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+  operator cudaEvent_t() const { return event_; }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
+// Lets the calling thread allocate and wait while another one captures a stream, which would break that
+// capture otherwise. It is not about what that thread captures.
+class RelaxedCapture {
+ public:
+  RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  ~RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  RelaxedCapture(const RelaxedCapture&) = delete;
+  RelaxedCapture& operator=(const RelaxedCapture&) = delete;
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
+bool IsCapturing(cudaStream_t stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  // An error: the legacy default stream while another one is captured. It is not to be waited for.
+  if (cudaStreamIsCapturing(stream, &status) == cudaSuccess) return status != cudaStreamCaptureStatusNone;
+  cudaGetLastError();
+  return true;
+}
+
+// What times depend on: the device, its driver, and the toolkit's version that the driver is for.
+std::string DeviceName(int ordinal) {
+  static auto* const mutex = new std::mutex;
+  static auto* const names = new std::map<int, std::string>;
+  const std::lock_guard lock(*mutex);
+  std::string& name = (*names)[ordinal];
+  if (!name.empty()) return name;
+  cudaDeviceProp properties{};
+  int toolkit = 0;
+  Check(cudaGetDeviceProperties(&properties, ordinal), ordinal, "asking for the device's name");
+  Check(cudaDriverGetVersion(&toolkit), ordinal, "asking for the driver's version");
+  std::string driver;
+  std::ifstream("/sys/module/nvidia/version") >> driver;
+  name = std::string(properties.name) + " sm_" + std::to_string(properties.major) +
+         std::to_string(properties.minor) + ", " + std::to_string(properties.multiProcessorCount) +
+         " multiprocessors, driver " + driver + " for CUDA " + std::to_string(toolkit);
+  return name;
+}
+
+constexpr const char* kPackings[] = {"none", "half", "int8", "int8 activations"};
+
 bool IsOnHost(const OrtApi& api, const OrtValue* value) {
   const OrtMemoryInfo* memory = nullptr;
   ThrowIfError(api.GetTensorMemoryInfo(value, &memory));
@@ -160,8 +216,8 @@ void CudaKernel::FreeDevice::operator()(void* memory) const {
   cudaGetLastError();
 }
 
-CudaKernel::CudaKernel(const OrtApi& api, const OrtKernelInfo* info)
-    : Kernel(api, info), allocator_(nullptr, {&api}), packed_(nullptr, {0}) {
+CudaKernel::CudaKernel(const OrtApi& api, const OrtKernelInfo* info, tuning::Mode mode)
+    : Kernel(api, info), allocator_(nullptr, {&api}), packed_(nullptr, {0}), mode_(mode) {
   OrtAllocator* allocator = nullptr;
   ThrowIfError(api_.KernelInfoGetAllocator(info, OrtMemTypeDefault, &allocator));
   allocator_.reset(allocator);
@@ -235,11 +291,91 @@ void CudaKernel::PackConstants(const OrtKernelInfo* info) {
   Check(cudaStreamSynchronize(stream), ordinal_, "packing weights");
 }
 
-cuda::Plan CudaKernel::PlanFor(const Problem& problem, bool aligned) const {
+// The name of the plan that was timed to be best; null where estimates decide. The caller holds the mutex.
+const std::string* CudaKernel::TunedName(const Call& call, const std::vector<cuda::Plan>& candidates) const {
+  if (mode_ == tuning::Mode::kOff) return nullptr;
+  const auto bucket = std::pair(tuning::RowBucket(call.problem.m), call.aligned);
+  auto known = tuned_.find(bucket);
+  if (known == tuned_.end()) {
+    const std::string packing =
+        std::string(kPackings[static_cast<int>(packing_)]) + (call.aligned ? ", aligned" : ", not aligned");
+    const std::string key = tuning::KeyOf(DeviceName(ordinal_), call.problem, packing);
+    const auto serves = [&candidates](const tuning::Entry& entry) {
+      return std::ranges::any_of(
+          candidates, [&entry](const cuda::Plan& plan) { return cuda::ToString(plan) == entry.plan; });
+    };
+    tuning::Cache& cache = tuning::SharedCache();
+    std::optional<tuning::Entry> entry = cache.Find(key);
+    if (mode_ == tuning::Mode::kOn && !(entry && serves(*entry))) {
+      // What is captured does not run. A later call, or that of another session, may time.
+      if (IsCapturing(call.stream)) return nullptr;
+      entry = cache.FindOrTime(key, serves, [&] { return Time(call, candidates); });
+    }
+    known = tuned_.emplace(bucket, entry ? entry->plan : "").first;
+  }
+  return &known->second;
+}
+
+// The operands are those of the call, which writes its outputs again afterwards.
+std::optional<tuning::Entry> CudaKernel::Time(const Call& call,
+                                              const std::vector<cuda::Plan>& candidates) const {
+  try {
+    const RelaxedCapture relaxed;
+    std::vector<cuda::Plan> plans;
+    std::vector<std::string> names;
+    size_t scratch_bytes = 0;
+    std::map<cuda::Family, int> of_family;
+    for (const cuda::Plan& plan : candidates) {
+      // Candidates come in the order of their estimates within a family; the generic one, the last, is for
+      // what no other serves.
+      constexpr int kMostOfFamily = 4;
+      if (++of_family[plan.family] > kMostOfFamily) continue;
+      if (plan.family == cuda::Family::kGeneric && !plans.empty()) continue;
+      plans.push_back(plan);
+      names.push_back(cuda::ToString(plan));
+      scratch_bytes = std::max(scratch_bytes, cuda::ScratchBytes(call.problem, plan));
+    }
+    int l2_bytes = 0;
+    Check(cudaDeviceGetAttribute(&l2_bytes, cudaDevAttrL2CacheSize, ordinal_), ordinal_, "timing plans");
+    const Scratch scratch(*this, call.context, scratch_bytes);
+    // Written over before each run: weights then come from memory, as in a model of many layers, and the
+    // launches of the run are queued by the time that it begins.
+    const DeviceMemory cache = Allocate(static_cast<size_t>(l2_bytes), "timing plans");
+    const Event begin(ordinal_), end(ordinal_);
+    return tuning::TimePlans(names, [&](size_t i) {
+      Check(cudaMemsetAsync(cache.get(), 0, static_cast<size_t>(l2_bytes), call.stream), ordinal_,
+            "timing plans");
+      Check(cudaEventRecord(begin, call.stream), ordinal_, "timing plans");
+      Check(cuda::Run(call.problem, call.operands, plans[i], packing_, packed_.get(), scratch.Data(),
+                      call.stream),
+            ordinal_, "timing plans");
+      Check(cudaEventRecord(end, call.stream), ordinal_, "timing plans");
+      Check(cudaEventSynchronize(end), ordinal_, "timing plans");
+      float milliseconds = 0;
+      Check(cudaEventElapsedTime(&milliseconds, begin, end), ordinal_, "timing plans");
+      return 1000.0 * milliseconds;
+    });
+  } catch (const StatusError& e) {
+    api_.ReleaseStatus(e.status);
+  } catch (const std::exception&) {
+  }
+  return std::nullopt;  // a run needs no timing: the estimate will do
+}
+
+cuda::Plan CudaKernel::PlanFor(const Call& call) const {
   const std::lock_guard lock(planned_mutex_);
-  if (planned_.m != problem.m || planned_.aligned != aligned)
-    planned_ = {problem.m, aligned, cuda::MakePlan(problem, device_, packing_, aligned)};
-  return planned_.plan;
+  if (planned_.m == call.problem.m && planned_.aligned == call.aligned) return planned_.plan;
+  const std::vector<cuda::Plan> candidates = cuda::Candidates(call.problem, device_, packing_, call.aligned);
+  cuda::Plan plan = candidates.front();
+  const std::string* const name = TunedName(call, candidates);
+  if (name != nullptr) {
+    // A name of the bucket that does not serve these rows names none of their candidates.
+    const auto named = std::ranges::find_if(
+        candidates, [name](const cuda::Plan& candidate) { return cuda::ToString(candidate) == *name; });
+    if (named != candidates.end()) plan = *named;
+  }
+  if (name != nullptr || mode_ == tuning::Mode::kOff) planned_ = {call.problem.m, call.aligned, plan};
+  return plan;
 }
 
 void CudaKernel::Run(OrtKernelContext* context, const Problem& problem, const Operands& operands) const {
@@ -252,8 +388,8 @@ void CudaKernel::Run(OrtKernelContext* context, const Problem& problem, const Op
   const auto stream = static_cast<cudaStream_t>(handle);
   const bool aligned = reinterpret_cast<uintptr_t>(operands.input) % 16 == 0;
   const cuda::Packing packing = packed_ ? packing_ : cuda::ChoosePacking(problem, device_);
-  const cuda::Plan plan =
-      packed_ ? PlanFor(problem, aligned) : cuda::MakePlan(problem, device_, packing, aligned);
+  const cuda::Plan plan = packed_ ? PlanFor({context, problem, operands, aligned, stream})
+                                  : cuda::MakePlan(problem, device_, packing, aligned);
   const bool pack =
       !packed_ && plan.family != cuda::Family::kGeneric;  // which reads the weights as they come
   const size_t packed_bytes = pack ? Padded(cuda::PackedBytes(problem, packing)) : 0;

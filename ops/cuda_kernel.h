@@ -4,11 +4,17 @@
 #include <onnxruntime_c_api.h>
 
 #include <atomic>
+#include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "cuda/qkv_gemm_cuda.h"
 #include "ops/kernel.h"
+#include "ops/tuning.h"
 
 namespace qkvgemm {
 
@@ -17,7 +23,7 @@ class CudaKernel final : public Kernel {
   static constexpr const char* kProvider = "CUDAExecutionProvider";
 
   // Weights are packed here, once, where they and all vectors are constants; else in each call.
-  CudaKernel(const OrtApi& api, const OrtKernelInfo* info);
+  CudaKernel(const OrtApi& api, const OrtKernelInfo* info, tuning::Mode mode);
 
  private:
   class Scratch;
@@ -34,7 +40,17 @@ class CudaKernel final : public Kernel {
   DeviceMemory Allocate(size_t bytes, const char* what) const;
   bool ConstantProblem(const OrtKernelInfo* info, Problem* problem, int64_t* only_split) const;
   void PackConstants(const OrtKernelInfo* info);
-  cuda::Plan PlanFor(const Problem& problem, bool aligned) const;
+  // The call that a plan is for, with packed weights.
+  struct Call {
+    OrtKernelContext* context;
+    const Problem& problem;
+    const Operands& operands;
+    bool aligned;
+    cudaStream_t stream;
+  };
+  cuda::Plan PlanFor(const Call& call) const;
+  const std::string* TunedName(const Call& call, const std::vector<cuda::Plan>& candidates) const;
+  std::optional<tuning::Entry> Time(const Call& call, const std::vector<cuda::Plan>& candidates) const;
   void Run(OrtKernelContext* context, const Problem& problem, const Operands& operands) const override;
 
   // What was planned last for the constant weights, since the next call often has as many rows.
@@ -50,7 +66,10 @@ class CudaKernel final : public Kernel {
   cuda::Device device_;
   cuda::Packing packing_ = cuda::Packing::kNone;
   DeviceMemory packed_;
+  tuning::Mode mode_;
   mutable std::mutex planned_mutex_;
+  // Names of timed plans, empty where there is none, by buckets of rows and alignment.
+  mutable std::map<std::pair<int64_t, bool>, std::string> tuned_;
   mutable Planned planned_;
   std::shared_ptr<std::atomic<size_t>> most_scratch_;  // of all kernels of the arena, in bytes
 };

@@ -1,6 +1,7 @@
 // The library's one exported function, and the table of what it registers.
 #include <onnxruntime_c_api.h>
 
+#include <cstdlib>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -15,6 +16,7 @@
 #endif
 #include "ops/ort_util.h"
 #include "ops/shape_inference.h"
+#include "ops/tuning.h"
 
 namespace qkvgemm {
 namespace {
@@ -25,15 +27,18 @@ constexpr const char* kOpName = "com.deepspeed.QKVGemm";
 // inference gets nothing but the op.
 struct Op : OrtCustomOp {
   const OrtApi* api;
+  tuning::Mode tuning;
 };
 
 template <typename ProviderKernel>
-OrtStatus* ORT_API_CALL CreateKernel(const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* info,
+OrtStatus* ORT_API_CALL CreateKernel(const OrtCustomOp* op, const OrtApi* api, const OrtKernelInfo* info,
                                      void** kernel) {
   *kernel = nullptr;
   std::string where;
   if (OrtStatus* status = Guard(*api, kOpName, [&] { where = WhereOf(*api, info); })) return status;
-  return Guard(*api, where.c_str(), [&] { *kernel = static_cast<Kernel*>(new ProviderKernel(*api, info)); });
+  const tuning::Mode mode = static_cast<const Op*>(op)->tuning;
+  return Guard(*api, where.c_str(),
+               [&] { *kernel = static_cast<Kernel*>(new ProviderKernel(*api, info, mode)); });
 }
 
 void DescribeQkvGemm(Op& op) {
@@ -87,25 +92,28 @@ constexpr void (*kTable[])(Op&) = {
 #endif
 };
 
-// What one runtime is given. Never released: ONNX Runtime keeps pointers to the domain and its ops for as
-// long as any session lives.
+// What one runtime is given, for the sessions of one mode. Never released: ONNX Runtime keeps pointers to the
+// domain and its ops for as long as any session lives.
 struct Registration {
   std::vector<std::unique_ptr<Op>> ops;
   OrtCustomOpDomain* domain = nullptr;
 };
 
-// The domain for one runtime, made once and shared by its sessions, which only read it.
-OrtCustomOpDomain* DomainOf(const OrtApi* api) {
+// The domain for one runtime and mode, made once and shared by its sessions, which only read it. A kernel
+// learns of its session's config entries through its op alone: KernelInfo_GetConfigEntries is younger than
+// the oldest runtime.
+OrtCustomOpDomain* DomainOf(const OrtApi* api, tuning::Mode mode) {
   static auto* const mutex = new std::mutex;
-  static auto* const all = new std::map<const OrtApi*, Registration>;
+  static auto* const all = new std::map<std::pair<const OrtApi*, tuning::Mode>, Registration>;
   const std::lock_guard lock(*mutex);
-  Registration& known = (*all)[api];
+  Registration& known = (*all)[{api, mode}];
   if (known.domain != nullptr) return known.domain;
   Registration made;
   for (const auto describe : kTable) {
     auto op = std::make_unique<Op>();
     op->version = kApiVersion;
     op->api = api;
+    op->tuning = mode;
     describe(*op);
     made.ops.push_back(std::move(op));
   }
@@ -118,6 +126,32 @@ OrtCustomOpDomain* DomainOf(const OrtApi* api) {
   }
   known = std::move(made);
   return known.domain;
+}
+
+// What the session asks for, else the environment variable, else `cached`.
+tuning::Mode ModeOf(const OrtApi& api, const OrtSessionOptions* options) {
+  constexpr const char* kEntry = "qkvgemm.tune";
+  constexpr const char* kVariable = "QKVGEMM_TUNE";
+  tuning::Mode mode = tuning::Mode::kCached;
+  int present = 0;
+  ThrowIfError(api.HasSessionConfigEntry(options, kEntry, &present));
+  std::string value;
+  if (present) {
+    size_t size = 0;
+    ThrowIfError(api.GetSessionConfigEntry(options, kEntry, nullptr, &size));
+    value.resize(size);
+    ThrowIfError(api.GetSessionConfigEntry(options, kEntry, value.data(), &size));
+    value.resize(size == 0 ? 0 : size - 1);  // the size counts the terminating zero
+  } else {
+    const char* const variable = std::getenv(kVariable);
+    if (variable == nullptr || *variable == '\0') return mode;
+    value = variable;
+  }
+  if (!tuning::ParseMode(value, &mode))
+    throw ContractError{std::string(present ? "session config entry '" : "environment variable '") +
+                        (present ? kEntry : kVariable) + "': expected off, cached or on, found '" + value +
+                        "'"};
+  return mode;
 }
 
 }  // namespace
@@ -134,5 +168,6 @@ RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
                           base->GetVersionString()};
     });
   }
-  return Guard(*api, kOpName, [&] { ThrowIfError(api->AddCustomOpDomain(options, DomainOf(api))); });
+  return Guard(*api, kOpName,
+               [&] { ThrowIfError(api->AddCustomOpDomain(options, DomainOf(api, ModeOf(*api, options)))); });
 }

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "ops/cpu/qkv_gemm_cpu.h"
 #include "ops/problem.h"
@@ -14,6 +16,7 @@ namespace qkvgemm::cpu {
 struct Tile {
   int nr;
   int mr;
+  friend bool operator==(const Tile&, const Tile&) = default;
 };
 
 constexpr Tile TileOf(Isa isa) {
@@ -45,10 +48,15 @@ struct Plan {
   int64_t gemm_tasks;  // contiguous ranges of panels
   bool parallel_norm;  // normalise row tiles in parallel; else the calling thread does it
   bool widen;          // more rows than one register tile: widen W to float once per K block and reuse it
+
+  friend bool operator==(const Plan&, const Plan&) = default;
 };
 
-Plan MakePlan(const Problem& problem, Isa isa, int threads);
+Plan MakePlan(const Problem& problem, Isa isa, int threads, const Choice& choice = {});
 std::string ToString(const Plan& plan);
+
+// The choices that make different plans for a problem, the default first.
+std::vector<Choice> Choices(const Problem& problem, Isa isa, int threads);
 
 // Row tiles of a block are as equal as possible: 15 rows are 8 + 7, not 14 + 1, whose last tile would wait
 // for the latency of its few accumulators.

@@ -101,15 +101,15 @@ void Store(const Problem& p, const Operands& o, const Kernels& kernels, int64_t 
 
 }  // namespace
 
-size_t ScratchBytes(const Problem& problem, Isa isa, int threads, bool packed_weights) {
-  return Scratch(problem, isa, MakePlan(problem, isa, threads), packed_weights).bytes;
+size_t ScratchBytes(const Problem& problem, Isa isa, int threads, bool packed_weights, const Choice& choice) {
+  return Scratch(problem, isa, MakePlan(problem, isa, threads, choice), packed_weights).bytes;
 }
 
 void Run(const Problem& p, const Operands& o, const void* packed, Isa isa, const ThreadPool& pool,
-         void* scratch) {
+         void* scratch, const Choice& choice) {
   if (p.m == 0) return;
   const Kernels& kernels = KernelsOf(isa);
-  const Plan plan = MakePlan(p, isa, pool.threads);
+  const Plan plan = MakePlan(p, isa, pool.threads, choice);
   const PackedLayout layout(p, isa);
   const Scratch parts(p, isa, plan, packed != nullptr);
   char* base = static_cast<char*>(scratch);

@@ -3,7 +3,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
+#include <string_view>
 
 #include "ops/problem.h"
 
@@ -29,6 +31,21 @@ struct ThreadPool {
 // Pure function of the problem, the instruction set and the thread count: how the work is tiled and spread.
 struct Plan;  // defined in ops/cpu/plan.h
 
+// What a plan leaves open, whatever the number of rows. Any choice serves any problem; the default is what is
+// estimated to be best.
+struct Choice {
+  enum class Norm : uint8_t { kBySize, kSerial, kParallel };
+
+  int tasks_per_thread = 4;  // a thread that the system preempts is relieved by the others
+  int row_blocks = 1;        // passes over W, in multiples of the fewest
+  Norm norm = Norm::kBySize;
+
+  friend bool operator==(const Choice&, const Choice&) = default;
+};
+std::string ToString(const Choice& choice);
+// The choice that ToString calls so, if it is one of those that are tried.
+std::optional<Choice> ParseChoice(std::string_view text);
+
 // Bytes of the packed form of weight + scale + zero_point (64-byte aligned buffer wanted).
 size_t PackedBytes(const Problem& problem, Isa isa);
 // Memory for packed weights: 64-byte aligned, on huge pages where it is large enough for them. Null when
@@ -39,11 +56,12 @@ void Pack(const Problem& problem, const Operands& operands, Isa isa, const Threa
 
 // Bytes of scratch that Run needs for this problem (64-byte aligned buffer wanted). `packed_weights` false:
 // the weights are not constant and Run gets no packed buffer.
-size_t ScratchBytes(const Problem& problem, Isa isa, int threads, bool packed_weights);
+size_t ScratchBytes(const Problem& problem, Isa isa, int threads, bool packed_weights,
+                    const Choice& choice = {});
 // Computes everything: y splits and, where operands.norm is not null, the normalised input. `packed` comes
 // from Pack, or is null (operands.weight is then read). No allocation, no exceptions. m, n or k of 0 are
 // allowed (k = 0: y is the bias or 0).
 void Run(const Problem& problem, const Operands& operands, const void* packed, Isa isa,
-         const ThreadPool& pool, void* scratch);
+         const ThreadPool& pool, void* scratch, const Choice& choice = {});
 
 }  // namespace qkvgemm::cpu
