@@ -202,7 +202,7 @@ const tasks = {
       if (!cuda) say('the CUDA library is not built: the test of its kernels is skipped');
       say('testing the kernels');
       // That of the CUDA kernels says by itself that there is no device.
-      for (const test of ['cpu', 'cuda_plan', ...(cuda ? ['cuda'] : [])])
+      for (const test of ['cpu', 'tuning', 'cuda_plan', ...(cuda ? ['cuda'] : [])])
         run(path.resolve('build/Release', `qkvgemm_${test}_test`), []);
     }
     // Not in mocha's configuration: it would add the files there to those given here.

@@ -14,7 +14,13 @@ export { QkvGemmError, type QkvGemmErrorCode } from './errors.js';
 export { fuseFile, type FuseFileOptions } from './fuse_file.js';
 export type { FuseOptions } from './rewrite/options.js';
 export type { FusedSite, FuseReport, Refusal, WeightType } from './rewrite/report.js';
-export { libraryPath, withCustomOps, withQkvGemm, type QkvGemmLibraryOptions } from './session/index.js';
+export {
+  libraryPath,
+  withCustomOps,
+  withQkvGemm,
+  type QkvGemmLibraryOptions,
+  type TuneMode,
+} from './session/index.js';
 
 export interface FuseResult {
   /** The rewritten model; the input's bytes where nothing was fused. */

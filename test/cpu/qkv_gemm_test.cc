@@ -41,16 +41,16 @@ void Fail(const std::string& what) {
 }
 
 // Runs one case and checks every element of every output; returns the bytes of the outputs.
-std::vector<char> RunAndCheck(Case& c, Isa isa, bool use_packed, int threads) {
+std::vector<char> RunAndCheck(Case& c, Isa isa, bool use_packed, int threads, const Choice& choice = {}) {
   ++cases;
-  const std::string name = Describe(c, isa, use_packed, threads);
+  const std::string name = Describe(c, isa, use_packed, threads) + " " + ToString(choice);
   ThreadedPool pool(threads);
   c.Poison();
   const Operands o = c.GetOperands();
-  Buffer packed(PackedBytes(c.p, isa)), scratch(ScratchBytes(c.p, isa, threads, use_packed));
+  Buffer packed(PackedBytes(c.p, isa)), scratch(ScratchBytes(c.p, isa, threads, use_packed, choice));
   if (use_packed) Pack(c.p, o, isa, pool.pool, packed.Data());
   const int64_t before = allocations;
-  Run(c.p, o, use_packed ? packed.Data() : nullptr, isa, pool.pool, scratch.Data());
+  Run(c.p, o, use_packed ? packed.Data() : nullptr, isa, pool.pool, scratch.Data(), choice);
   if (threads == 1 && allocations != before)  // else the pool's threads may count
     Fail(name + ": allocated " + std::to_string(allocations - before) + " times");
 
@@ -64,6 +64,12 @@ void RunAll(Case& c, Isa isa, std::mt19937& random) {
   if (RunAndCheck(c, isa, true, 1) != first) Fail(Describe(c, isa, true, 1) + ": a second run differs");
   if (RunAndCheck(c, isa, false, 3) != first)
     Fail(Describe(c, isa, false, 3) + ": unpacked or threaded differs");
+  const std::vector<Choice> choices = Choices(c.p, isa, 3);
+  const Choice choice = choices[random() % choices.size()];
+  const auto chosen = RunAndCheck(c, isa, true, 3, choice);
+  // Other blocks of rows have other tiles, whose sums are in another order.
+  if (choice.row_blocks == 1 && chosen != first)
+    Fail(Describe(c, isa, true, 3) + ": differs with " + ToString(choice));
 }
 
 void TestShapes(Isa isa, std::mt19937& random) {
@@ -206,7 +212,18 @@ void TestPlan() {
   const Plan two = MakePlan(p, Isa::kAvx512, 2);
   if (!two.widen || two.row_blocks != 2 || two.block_rows > kMaxRowBlock)
     Fail("plan for many rows: " + ToString(two));
+  for (const Choice& choice : Choices(p, Isa::kAvx512, 2)) {
+    if (ParseChoice(ToString(choice)) != choice) Fail("choice " + ToString(choice) + " is not read back");
+    const Plan plan = MakePlan(p, Isa::kAvx512, 2, choice);
+    if (plan.block_rows > kMaxRowBlock || plan.row_blocks * plan.block_rows < p.m)
+      Fail("plan for " + ToString(choice) + ": " + ToString(plan));
+  }
+  if (Choices(p, Isa::kAvx512, 2).size() < 5 || Choices(p, Isa::kAvx512, 2).front() != Choice{})
+    Fail("choices for many rows");
+  if (ParseChoice("") || ParseChoice("tasks 3 a thread, row blocks x1, norm by size"))
+    Fail("a choice that is none");
   p.m = 1, p.k = 8, p.n = 8;
+  if (Choices(p, Isa::kAvx512, 16).size() != 1) Fail("a tiny problem leaves no choice");
   if (MakePlan(p, Isa::kAvx512, 16).gemm_tasks != 1) Fail("a tiny problem is one task");
   for (int64_t rows : {1, 13, 14, 15, 27, 640}) {
     const RowTiles tiles(rows, 14);

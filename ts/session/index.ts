@@ -15,7 +15,17 @@ type SessionOptions = InferenceSession.SessionOptions;
 export interface QkvGemmLibraryOptions {
   /** Path of the library; default: `QKVGEMM_LIBRARY`, else the one of this package. */
   library?: string;
+  /**
+   * Whether plans may come from timings: `off`, estimates alone; `cached`, what was found by timing before on this
+   * machine; `on`, what is missing is timed in the first run that needs it, and kept. Default: the environment variable
+   * `QKVGEMM_TUNE`, else `cached`.
+   */
+  tune?: TuneMode;
 }
+
+/** Values of the session config entry `qkvgemm.tune`. */
+export type TuneMode = (typeof TUNE_MODES)[number];
+const TUNE_MODES = ['off', 'cached', 'on'] as const;
 
 /** The session config entry `custom_ops.libraries` holds paths separated by line feeds. */
 const SEPARATOR = '\n';
@@ -76,6 +86,11 @@ function withLibraries(options: SessionOptions, libraries: readonly string[]): S
   return { ...options, extra: { ...options.extra, custom_ops: customOps } };
 }
 
+function withTuning(options: SessionOptions, tune: TuneMode): SessionOptions {
+  const ours = { ...((options.extra?.qkvgemm ?? {}) as Record<string, unknown>), tune };
+  return { ...options, extra: { ...options.extra, qkvgemm: ours } };
+}
+
 /** The same for all paths of one file, links included. */
 function identity(library: string): string {
   try {
@@ -101,15 +116,25 @@ function asksForCuda({ executionProviders }: SessionOptions): boolean {
  *
  * @param options session options of onnxruntime-node; not changed. With the `cuda` execution provider among them, by its
  *   name or as `{ name: 'cuda', deviceId: 0 }`, the CUDA library is chosen.
- * @param own `library`, or else the environment variable `QKVGEMM_LIBRARY`, is taken in place of either.
+ * @param own `library`, or else the environment variable `QKVGEMM_LIBRARY`, is taken in place of either; `tune` says
+ *   whether plans may come from timings.
  * @throws QkvGemmError as `withCustomOps`, and `INVALID_ARGUMENT` for an unknown option of ours. `LIBRARY_NOT_FOUND`
  *   also where CUDA is asked for and the CUDA library was not built: the CPU's would do, but at the speed of copies.
  */
 export function withQkvGemm(options: SessionOptions = {}, own: QkvGemmLibraryOptions = {}): SessionOptions {
-  checkOptions('withQkvGemm', own, ['library']);
+  checkOptions('withQkvGemm', own, ['library', 'tune']);
+  const { tune } = own;
+  if (tune !== undefined && !TUNE_MODES.includes(tune))
+    throw new QkvGemmError(
+      'INVALID_ARGUMENT',
+      `withQkvGemm: expected ${TUNE_MODES.join(', ')} as option 'tune', found ${JSON.stringify(tune)}.`,
+    );
   const library = findBinary(asksForCuda(options) ? CUDA_LIBRARY : CPU_LIBRARY, own.library);
   // Options that were made for another provider name the package's other library, and both have the same domain.
   const before = librariesOf(options);
   const kept = before.filter((name) => ![CPU_LIBRARY, CUDA_LIBRARY].includes(path.basename(name)));
-  return withCustomOps(kept.length < before.length ? withLibraries(options, kept) : options, [library]);
+  const result = withCustomOps(kept.length < before.length ? withLibraries(options, kept) : options, [
+    library,
+  ]);
+  return tune === undefined ? result : withTuning(result, tune);
 }
