@@ -197,14 +197,20 @@ std::optional<Entry> Cache::Find(const std::string& key) {
 
 bool Cache::Keep(const std::string& key, const Entry& entry) {
   const std::lock_guard lock(mutex_);
-  own_[key] = entry;
-  if (file_.empty()) return false;
-  Entries merged = ReadEntries(file_);
-  merged[key] = entry;
-  std::string text = Write(merged);
-  // What is read no more must not be written: begin anew.
-  if (text.size() > kLongestFile) text = Write({{key, entry}});
-  return ReplaceFile(file_, text);
+  bool written = false;
+  if (!file_.empty()) {
+    Entries merged = ReadEntries(file_);
+    merged[key] = entry;
+    std::string text = Write(merged);
+    // What would not be read must not be written: begin anew.
+    if (text.size() > kLongestFile) text = Write({{key, entry}});
+    written = ReplaceFile(file_, text);
+  }
+  if (written)
+    own_.erase(key);
+  else
+    own_[key] = entry;
+  return written;
 }
 
 std::optional<Entry> Cache::FindOrTime(const std::string& key,

@@ -86,7 +86,7 @@ class Cache {
   std::mutex mutex_;
   Stamp stamp_;      // of what `entries_` were read from
   Entries entries_;  // the file's
-  Entries own_;      // timed by this process
+  Entries own_;      // timed by this process, where the file did not take them
   std::set<std::string> failed_;
   std::mutex one_timer_;  // timings at once would disturb each other
 };

@@ -22,7 +22,7 @@ describe('qkvgemm', () => {
   it('--help lists the commands, the exit codes and examples', () => {
     const { code, stdout } = qkvgemm(['--help']);
     expect(code).to.equal(0);
-    for (const text of ['fuse', 'info', 'Exit codes:', 'Examples:']) expect(stdout).to.contain(text);
+    for (const text of ['fuse', 'tune', 'info', 'Exit codes:', 'Examples:']) expect(stdout).to.contain(text);
     const fuse = qkvgemm(['fuse', '--help']);
     expect(fuse.code).to.equal(0);
     for (const flag of ['--output', '--dtype', '--no-fallback', '--no-verify', '--dry-run', '--explain'])
@@ -47,7 +47,10 @@ describe('qkvgemm', () => {
     expect(examples.length).to.be.at.least(4);
     writeAttentionModel(folder());
     for (const example of examples) {
-      const { code, stderr } = qkvgemm(example.trim().split(/ +/), { cwd: folder() });
+      const { code, stderr } = qkvgemm(example.trim().split(/ +/), {
+        cwd: folder(),
+        env: { QKVGEMM_CACHE_DIR: folder() },
+      });
       expect(stderr, example).to.equal('');
       expect(code, example).to.equal(0);
     }

@@ -1,5 +1,5 @@
 // The Node-API surface: install() -> [{ path, version, hooked, problem }], uninstall() -> number,
-// instructionSet() -> string, cudaDevices() -> string[].
+// instructionSet() -> string, cudaDevices() -> string[], tuningFile() -> string.
 #include <node_api.h>
 
 #include <cstdlib>
@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "ops/cpu/qkv_gemm_cpu.h"
+#include "ops/tuning.h"
 #include "ts/addon/cuda_devices.h"
 #include "ts/addon/session_hook.h"
 
@@ -69,6 +70,9 @@ napi_value InstructionSet(napi_env env) {
 
 napi_value CudaDevices(napi_env env) { return List(env, qkvgemm::session::CudaDevices(), String); }
 
+// Where the library keeps the plans that it timed: the same answer, from the same source.
+napi_value TuningFile(napi_env env) { return String(env, qkvgemm::tuning::DefaultFile()); }
+
 void Export(napi_env env, napi_value exports, const char* name, napi_callback function) {
   napi_value value = nullptr;
   napi_create_function(env, name, NAPI_AUTO_LENGTH, function, nullptr, &value);
@@ -82,5 +86,6 @@ NAPI_MODULE_INIT() {
   Export(env, exports, "uninstall", Guarded<Uninstall>);
   Export(env, exports, "instructionSet", Guarded<InstructionSet>);
   Export(env, exports, "cudaDevices", Guarded<CudaDevices>);
+  Export(env, exports, "tuningFile", Guarded<TuningFile>);
   return exports;
 }

@@ -57,7 +57,8 @@ export function size(bytes: number): string {
   return `${unit === 0 ? value : value.toFixed(1)} ${units[unit]}`;
 }
 
-const plain = { style: { head: [], border: [] } };
+/** Tables without colours, which a file or a pipe would keep. */
+export const plain = { style: { head: [], border: [] } };
 
 /** The report as text: what was fused, what was refused and why, op counts, sizes. */
 export function describe(report: FuseReport, explain: boolean): string {

@@ -1,11 +1,12 @@
 #!/usr/bin/env node
 /** The command `qkvgemm`. */
-import { Command, CommanderError, Option } from 'commander';
+import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
 import { createRequire } from 'node:module';
 import { QkvGemmError } from '../errors.js';
 import { EXIT } from './exit.js';
 import { fuseCommand, type FuseFlags } from './fuse.js';
 import { infoCommand } from './info.js';
+import { parseDims, parseSize, tuneCommand, type TuneFlags } from './tune.js';
 
 const HELP = `
 Exit codes:
@@ -18,10 +19,20 @@ Examples:
   qkvgemm fuse model.onnx                          writes model.fused.onnx
   qkvgemm fuse model.onnx -o out.onnx --dtype int8
   qkvgemm fuse model.onnx --dry-run --explain      writes nothing, says why each norm was or was not fused
+  qkvgemm tune model.fused.onnx --dims batch=1 --rows 1,16,128
   qkvgemm info --json
 `;
 
 const { version } = createRequire(import.meta.url)('../../package.json') as { version: string };
+
+/** What `parse` says is wrong, in commander's words. */
+function parsed<T>(parse: (text: string) => T, text: string): T {
+  try {
+    return parse(text);
+  } catch (error) {
+    throw new InvalidArgumentError(error instanceof Error ? error.message : String(error));
+  }
+}
 
 export async function main(args: readonly string[]): Promise<number> {
   const program = new Command('qkvgemm')
@@ -52,6 +63,29 @@ export async function main(args: readonly string[]): Promise<number> {
       if (output !== undefined && flags.output !== undefined && output !== flags.output)
         command.error(`error: two outputs are named, '${output}' and '${flags.output}': give one`);
       code = await fuseCommand(input, flags.output ?? output, flags);
+    });
+  program
+    .command('tune')
+    .description(
+      "time the plans of a fused model's nodes on this machine, and keep the best for its sessions",
+    )
+    .argument('<model>', 'model file with com.deepspeed.QKVGemm nodes')
+    .addOption(new Option('--provider <name>', 'execution provider').choices(['cpu', 'cuda']).default('cpu'))
+    .addOption(
+      new Option(
+        '--dims <sizes>',
+        'sizes of the dimensions that the model leaves open, e.g. batch=1,sequence=128; once for each run',
+      )
+        .argParser((text: string, all: TuneFlags['dims']) => [...all, parsed(parseDims, text)])
+        .default([], 'none'),
+    )
+    .option('--rows <counts>', 'sizes of the one dimension that --dims leaves open, a run each', (text) =>
+      text.split(',').map((count) => parsed(parseSize, count)),
+    )
+    .option('--threads <count>', "threads of the session's pool", (text) => parsed(parseSize, text))
+    .option('--json', 'print one JSON object instead of text')
+    .action(async (model: string, flags: TuneFlags) => {
+      code = await tuneCommand(model, flags);
     });
   program
     .command('info')

@@ -20,6 +20,7 @@ interface Addon {
   uninstall(): number;
   instructionSet(): string;
   cudaDevices(): string[];
+  tuningFile(): string;
 }
 
 /** onnxruntime-node before this does not accept the op's dynamic types. */
@@ -124,6 +125,11 @@ export function instructionSet(): string {
       cause: error,
     });
   }
+}
+
+/** Where the library keeps the plans that it timed; empty where no folder is known. */
+export function tuningFile(): string {
+  return loadAddon().tuningFile();
 }
 
 /** The CUDA devices that the driver shows, as `NVIDIA H200, compute capability 9.0`; none without a driver. */
