@@ -50,6 +50,12 @@ __device__ __forceinline__ void Unpack2(uint32_t pair, float& a, float& b) {
     a = __uint_as_float(pair << 16), b = __uint_as_float(pair & 0xffff0000u);
   }
 }
+// To the nearest TensorFloat32. What would become infinite stays as it is: matrix instructions cut it off.
+__device__ __forceinline__ float RoundToTf32(float v) {
+  const uint32_t rounded = (__float_as_uint(v) + 0x1000u) & 0xffffe000u;
+  return fabsf(v) < 0x1.fffp127f ? __uint_as_float(rounded) : v;
+}
+
 // Eight elements of T in 16 bytes.
 template <typename T>
 __device__ __forceinline__ void Unpack(const uint4& raw, float (&v)[8]) {
@@ -71,8 +77,25 @@ __device__ __forceinline__ uint4 PackChunk(const float (&v)[8]) {
   return {Pack2<T>(v[0], v[1]), Pack2<T>(v[2], v[3]), Pack2<T>(v[4], v[5]), Pack2<T>(v[6], v[7])};
 }
 
+// Eight elements of T from where 16 bytes at a time may be read.
 template <typename T>
-inline constexpr DType kTypeOf = std::is_same_v<T, __half> ? DType::kFloat16 : DType::kBFloat16;
+__device__ __forceinline__ void LoadChunk(const T* from, float (&v)[8]) {
+  if constexpr (std::is_same_v<T, float>) {
+    const auto* halves = reinterpret_cast<const float4*>(from);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float4 f = __ldg(halves + i);
+      v[4 * i] = f.x, v[4 * i + 1] = f.y, v[4 * i + 2] = f.z, v[4 * i + 3] = f.w;
+    }
+  } else {
+    Unpack<T>(__ldg(reinterpret_cast<const uint4*>(from)), v);
+  }
+}
+
+template <typename T>
+inline constexpr DType kTypeOf = std::is_same_v<T, float>    ? DType::kFloat
+                                 : std::is_same_v<T, __half> ? DType::kFloat16
+                                                             : DType::kBFloat16;
 
 // W and what scales it.
 struct Weight {
@@ -87,11 +110,17 @@ struct Weight {
   __device__ int64_t Index(int64_t row, int64_t column) const {
     return transposed ? column * k + row : row * n + column;
   }
+  __device__ int64_t ScaleIndex(int64_t row, int64_t column) const {
+    return columns_per_scale ? column / columns_per_scale : row / block * n + column;
+  }
+  // Of int8: without its zero point and its scale.
+  __device__ float Integer(int64_t row, int64_t column) const {
+    const float zero = zero_point ? static_cast<float>(zero_point[ScaleIndex(row, column)]) : 0.0f;
+    return w.At(Index(row, column)) - zero;
+  }
   __device__ float At(int64_t row, int64_t column) const {
-    const float q = w.At(Index(row, column));
-    if (scale.data == nullptr) return q;
-    const int64_t i = columns_per_scale ? column / columns_per_scale : row / block * n + column;
-    return (q - (zero_point ? static_cast<float>(zero_point[i]) : 0.0f)) * scale.At(i);
+    if (scale.data == nullptr) return w.At(Index(row, column));
+    return Integer(row, column) * scale.At(ScaleIndex(row, column));
   }
 };
 

@@ -3,7 +3,8 @@
 // Columns of W are the rows of the matrix instruction (64 for each warpgroup) and rows of the input its
 // columns, so that a tile may have as few as 16 input rows, int8 weights can be widened in registers, and
 // what a column needs in the end is held by one thread. A tile's results therefore pass through shared memory
-// (stmatrix.trans) on their way out.
+// (stmatrix.trans) on their way out; those in float32 do not, because eight columns of a row, which lie in
+// neighbouring lanes, fill a sector of 32 bytes.
 //
 // One producer thread fills a ring of stages; kGroups warpgroups compute 64 columns each; where rows are few,
 // the warps beside the producer's take their statistics.

@@ -37,16 +37,21 @@ class Output {
       int split = 0;
       while (split + 1 < p_.splits && column0 >= p_.end[split]) ++split;
       const Constants constants(block_, group_, tiles);
+      if constexpr (C::kStaged) {
 #pragma unroll
-      for (int chunk = 0; chunk < C::kChunks; ++chunk) {
-        const uint32_t results = block_.Chunk(group_, chunk % C::kChunkPlaces);
-        // What was there has left.
-        if (p_.copy_stores && Thread() == 0) StoreWaitRead<C::kChunkPlaces - 1>();
-        block_.SyncGroup(group_);
-        Stage(sums, constants, chunk, results);
-        if (p_.copy_stores) FenceForCopies();
-        block_.SyncGroup(group_);
-        Store(results, row0 + chunk * C::kChunkRows, column0, split);
+        for (int chunk = 0; chunk < C::kChunks; ++chunk) {
+          const uint32_t results = block_.Chunk(group_, chunk % C::kChunkPlaces);
+          // What was there has left.
+          if (p_.copy_stores && Thread() == 0) StoreWaitRead<C::kChunkPlaces - 1>();
+          block_.SyncGroup(group_);
+          Stage(sums, constants, chunk, results);
+          if (p_.copy_stores) FenceForCopies();
+          block_.SyncGroup(group_);
+          Store(results, row0 + chunk * C::kChunkRows, column0, split);
+        }
+      } else {
+        StoreDirectly(sums, constants, row0, column0);
+        block_.SyncGroup(group_);  // the constants have been read
       }
     }
     if (Thread() == 0) BarrierArrive(block_.ConstantsEmpty());
@@ -106,6 +111,30 @@ class Output {
       }
       const int token = j * 8 + lane / 16 * 8 + lane % 8, piece = warp * 2 + lane / 8 % 2;
       StoreTransposed(results + token * 128 + ((piece ^ (token & 7)) * 16), r);
+    }
+  }
+
+  // In float32: each instruction stores eight neighbouring columns of four rows.
+  __device__ __forceinline__ void StoreDirectly(const Accumulators& sums, const Constants& constants,
+                                                int row0, int column0) const {
+    using T = typename C::T;
+    const int lane = threadIdx.x % 32, t = lane % 4;
+    const int column = column0 + Thread() / 32 * 16 + lane / 4;
+    const OutputColumn<T> low(p_, min(column, p_.n - 1)), high(p_, min(column + 8, p_.n - 1));
+    const bool want_low = column < p_.n && low.first, want_high = column + 8 < p_.n && high.first;
+#pragma unroll
+    for (int j = 0; j < C::kTokens / 8; ++j) {
+      const auto* d = sums + j * 4;
+      const float4 s = constants.Rows(j * 8 + t * 2);
+      const RowStatistics statistics[2] = {{s.x, s.y}, {s.z, s.w}};
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int row = row0 + j * 8 + t * 2 + e;
+        if (row >= p_.m) continue;
+        if (want_low) *low.Row(row) = cuda::Finish(constants.low, static_cast<float>(d[e]), statistics[e]);
+        if (want_high)
+          *high.Row(row) = cuda::Finish(constants.high, static_cast<float>(d[2 + e]), statistics[e]);
+      }
     }
   }
 

@@ -37,8 +37,9 @@ cudaError_t MakeMap(CUtensorMap* map, CUtensorMapDataType type, int element_byte
 
 template <typename C>
 cudaError_t MakeMaps(const Params& p, Maps* maps) {
-  constexpr auto kType = std::is_same_v<typename C::T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
-                                                               : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+  constexpr auto kType = std::is_same_v<typename C::T, float>    ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32
+                         : std::is_same_v<typename C::T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                                                 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   if (const cudaError_t e = MakeMap(&maps->rows, C::kInt8Rows ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : kType,
                                     sizeof(typename C::Element), p.rows, p.k, p.m, p.pitch, C::kTokens))
     return e;
@@ -61,7 +62,7 @@ struct Entry {
     p.tiles_rows = static_cast<int>(CeilDiv(p.m, C::kTokens));
     p.tiles_columns = static_cast<int>(CeilDiv(p.piece_rows, C::kGroups));
     p.evict_first = p.tiles_rows == 1;
-    p.copy_stores = p.vector_stores;
+    p.copy_stores = C::kStaged && p.vector_stores;
     for (int s = 0; s + 1 < p.splits; ++s) p.copy_stores = p.copy_stores && p.end[s] % kPieceColumns == 0;
     Maps maps;
     if (const cudaError_t e = MakeMaps<C>(p, &maps)) return e;
@@ -108,6 +109,8 @@ struct Form {
 
 template <typename Visit>
 cudaError_t EachOfAll(const Visit& visit) {
+  if (const cudaError_t e = visit(Type<float>{}, Form<Packing::kTf32>{})) return e;
+  if (const cudaError_t e = visit(Type<float>{}, Form<Packing::kInt8Activations>{})) return e;
   if (const cudaError_t e = visit(Type<__half>{}, Form<Packing::kHalf>{})) return e;
   if (const cudaError_t e = visit(Type<__half>{}, Form<Packing::kInt8>{})) return e;
   if (const cudaError_t e = visit(Type<__half>{}, Form<Packing::kInt8Activations>{})) return e;

@@ -36,19 +36,20 @@ struct Config {
   using Accumulator = typename Matrix::Accumulator;
   static constexpr int kGroups = kGroups_, kTokens = kTokens_;
   static constexpr int kThreads = (kGroups + 1) * 128;
-  static constexpr bool kMoments = !kInt8Rows && kTokens <= kMostMomentRows;
+  static constexpr bool kStaged = sizeof(T) == 2;  // results pass through shared memory
+  static constexpr bool kMoments = kStaged && !kInt8Rows && kTokens <= kMostMomentRows;
   // 0: what the threads get evenly is enough.
   static constexpr int kConsumerRegisters = kGroups == 3 ? 160 : kTokens == 256 ? 232 : 0;
   static constexpr int kProducerRegisters = kGroups == 3 ? 32 : 40;
 
   static constexpr int kPieceBytes = kWiden ? 4096 : 8192;
-  static constexpr int kPieceDepth = kInt8Rows ? 128 : 64;
+  static constexpr int kPieceDepth = ::qkvgemm::cuda::PieceDepth(kPacking_);
   static constexpr int kRowBytes = kTokens * 128;
   static constexpr int kFactorsAt = kRowBytes + kGroups * kPieceBytes;
   static constexpr int kStageBytes = kFactorsAt + (kWiden ? 1024 : 0);  // of which kFactorBytes are used
   // Results leave in chunks of rows, each warpgroup's from two places in turn.
   static constexpr int kChunkRows = std::min(kTokens, 64), kChunks = kTokens / kChunkRows,
-                       kChunkBytes = kChunkRows * 128, kChunkPlaces = std::min(kChunks, 2);
+                       kChunkBytes = kStaged ? kChunkRows * 128 : 0, kChunkPlaces = std::min(kChunks, 2);
   static constexpr int kColumnBytes = kPieceColumns * static_cast<int>(sizeof(Column));  // of one warpgroup
   static constexpr int kStatisticsBytes = kTokens * static_cast<int>(sizeof(RowStatistics));
   static constexpr int kPartBytes = kMoments ? kTokens * 16 : 0;  // of one warp

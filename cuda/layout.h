@@ -7,7 +7,7 @@
 // chunk i lies at (c * 8 + (i ^ c % 8)) * 16, which is the 128-byte swizzle of wgmma and keeps ldmatrix free
 // of bank conflicts.
 //
-// kInt8Activations: the same with 128 int8 a column.
+// kInt8Activations, kTf32: the same with 128 int8 or 32 floats a column.
 //
 // kInt8: a piece of 4 KB has 64 columns by 64 int8, in the order of the A fragments of m16n8k16 and wgmma. At
 // ((w * 2 + h) * 32 + lane) * 16 lie the 16 bytes that lane (g = lane / 4, t = lane % 4) feeds to steps 2h
@@ -39,7 +39,9 @@ struct alignas(16) Column {
   float unused;
 };
 
-constexpr int PieceDepth(Packing packing) { return packing == Packing::kInt8Activations ? 128 : 64; }
+constexpr int PieceDepth(Packing packing) {
+  return packing == Packing::kInt8Activations ? 128 : packing == Packing::kTf32 ? 32 : 64;
+}
 constexpr int64_t PieceBytes(Packing packing) { return packing == Packing::kInt8 ? 4096 : 8192; }
 constexpr int64_t PieceRows(const Problem& p) { return CeilDiv(p.n, kPieceColumns); }
 constexpr int64_t PiecesPerRow(const Problem& p, Packing packing) {
@@ -67,6 +69,9 @@ constexpr int kMostMomentRows = 32;
 
 constexpr int64_t RowPitch(const Problem& p, Rows rows) {  // elements
   return rows == Rows::kQuantised ? RoundUp(p.k, 16) : rows == Rows::kInput ? p.k : RoundUp(p.k, 8);
+}
+constexpr int64_t RowElementBytes(const Problem& p, Rows rows) {
+  return rows == Rows::kQuantised ? 1 : static_cast<int64_t>(SizeOf(p.t));
 }
 constexpr size_t StatisticsBytes(const Problem& p) {
   return static_cast<size_t>(RoundUp(p.m, kStatisticsPadding)) * sizeof(RowStatistics);

@@ -28,12 +28,14 @@ struct OutputColumn {
   __device__ __forceinline__ T* Row(int row) const { return first + static_cast<int64_t>(row) * width; }
 };
 
-// Eight columns in 16 bytes that need not belong to one output.
-static __device__ __noinline__ void StoreElements(const Product& p, const uint32_t (&v)[4], int row,
-                                                  int column) {
-  for (int e = 0; e < 8 && column + e < p.n; ++e) {
-    const OutputColumn<uint16_t> y(p, column + e);
-    if (y.first) *y.Row(row) = static_cast<uint16_t>(v[e / 2] >> (e % 2 * 16));
+// The columns in 16 bytes, which need not belong to one output.
+template <typename T>
+__device__ __noinline__ void StoreElements(const Product& p, const uint32_t (&v)[4], int row, int column) {
+  using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint16_t>;
+  constexpr int kWordElements = 4 / sizeof(T);
+  for (int e = 0; e < 4 * kWordElements && column + e < p.n; ++e) {
+    const OutputColumn<Bits> y(p, column + e);
+    if (y.first) *y.Row(row) = static_cast<Bits>(v[e / kWordElements] >> (e % kWordElements * 16));
   }
 }
 

@@ -40,11 +40,9 @@ __device__ V ColumnReduce(V value, V* shared, int lane, int column, V (*combine)
   return result;
 }
 
-__device__ int64_t HalfOffset(int column, int k) {
-  return column * 128 + ((k / 8 ^ column % 8) * 16) + k % 8 * 2;
-}
-__device__ int64_t Int8TileOffset(int column, int k) {
-  return column * 128 + ((k / 16 ^ column % 8) * 16) + k % 16;
+// Of a piece in the 128-byte swizzle.
+__device__ int64_t SwizzledOffset(int column, int byte) {
+  return column * kPieceRowBytes + ((byte / 16 ^ column % 8) * 16) + byte % 16;
 }
 __device__ int64_t Int8Offset(int column, int k) {
   const int w = column / 16, g = column % 8, second = column / 8 % 2;
@@ -84,6 +82,8 @@ __global__ void __launch_bounds__(kThreads) PackKernel(const Params p) {
   const bool inside = column < p.weight.n;
   const int depth = PieceDepth(p.packing);
   const bool half = p.packing == Packing::kHalf;
+  // Integers are exact in TensorFloat32: what scales a whole column stays out of them.
+  const bool integers = p.packing != Packing::kHalf && p.weight.columns_per_scale != 0;
   const int64_t padded = p.pieces_per_row * depth;
   const auto value = [&](int64_t k) -> float {  // W with gamma, in float32
     const float w = p.weight.At(k, column);
@@ -135,16 +135,19 @@ __global__ void __launch_bounds__(kThreads) PackKernel(const Params p) {
     char* piece = pieces + k / depth * PieceBytes(p.packing);
     if (half) {
       const float v = there ? ldexpf(value(k) - offset, -exponent) : 0.0f;
-      void* target = piece + HalfOffset(c, in_piece);
+      void* target = piece + SwizzledOffset(c, in_piece * 2);
       Store(target, p.t, 0, v);
       sum += Vector{target, p.t}.At(0);
+    } else if (p.packing == Packing::kTf32) {
+      const float v = !there ? 0.0f : integers ? p.weight.Integer(k, column) : p.weight.At(k, column);
+      Store(piece + SwizzledOffset(c, in_piece * 4), DType::kFloat, 0, RoundToTf32(v));
     } else {
       const int q = there ? static_cast<int>(p.weight.w.At(p.weight.Index(k, column))) : 0;
       if (widened) {
         piece[Int8Offset(c, in_piece)] = static_cast<char>(q + 128);
         sum += scaled && there ? RoundedTo(p.t, static_cast<float>(q) * factor(k)) : q;
       } else {
-        piece[Int8TileOffset(c, in_piece)] = static_cast<char>(q);
+        piece[SwizzledOffset(c, in_piece)] = static_cast<char>(q);
       }
     }
     if (there && p.beta.data) constant += static_cast<double>(p.weight.At(k, column)) * p.beta.At(k);
@@ -156,7 +159,7 @@ __global__ void __launch_bounds__(kThreads) PackKernel(const Params p) {
   if (inside) {
     if (p.bias.data) constant += p.bias.At(column);
     const double scale =
-        half ? 1.0 : static_cast<double>(p.weight.scale.At(column / p.weight.columns_per_scale));
+        integers ? static_cast<double>(p.weight.scale.At(column / p.weight.columns_per_scale)) : 1.0;
     out.scale = static_cast<float>(ldexp(scale, exponent));
     out.column_sum = static_cast<float>(ldexp(scale * sum, exponent));
     out.constant = static_cast<float>(constant);
@@ -179,8 +182,8 @@ cudaError_t Pack(const Problem& p, const Operands& o, Packing packing, void* pac
   if (packing == Packing::kNone || p.n == 0) return cudaSuccess;
   Params params{};
   params.weight = MakeWeight(p, o);
-  // Rows that are quantised bring gamma and beta along.
-  if (packing != Packing::kInt8Activations) {
+  // Rows that are quantised or rounded to TensorFloat32 bring gamma and beta along.
+  if (packing == Packing::kHalf || packing == Packing::kInt8) {
     params.gamma = {o.gamma, p.gamma_type};
     params.beta = {o.beta, p.beta_type};
   }

@@ -9,8 +9,6 @@
 namespace qkvgemm::cuda {
 namespace {
 
-bool IsHalf(DType t) { return t == DType::kFloat16 || t == DType::kBFloat16; }
-
 // The matrix families index rows, columns and tiles with int, and their tensor maps with 32 bits.
 constexpr int64_t kLongest = std::numeric_limits<int>::max() / 2;
 
@@ -22,6 +20,8 @@ int NonEmptySplits(const Problem& p) {
 
 Rows RowsOf(const Problem& p, Packing packing, bool aligned) {
   if (packing == Packing::kInt8Activations) return Rows::kQuantised;
+  // Matrix units cut floats off, so that they must have been rounded before.
+  if (packing == Packing::kTf32) return Rows::kNormalised;
   // Products with rows as they come have the mean in their sums, which costs digits where it is much larger
   // than the deviation, the more the longer the sums: for 64 deviations 2.2 times the error of the unfused
   // form at K = 8192, 4.2 times at 16384 (H200, float16).
@@ -53,6 +53,16 @@ Plan PlanOf(const Tile& tile, Rows rows) {
   return plan;
 }
 
+// Bytes of the elements that a product reads.
+double ColumnBytes(Packing packing) {
+  return packing == Packing::kTf32 ? 4 : packing == Packing::kHalf ? 2 : 1;
+}
+double RowBytes(Packing packing) {
+  return packing == Packing::kTf32 ? 4 : packing == Packing::kInt8Activations ? 1 : 2;
+}
+// Products that matrix units form in a cycle of a multiprocessor, relative to those of halves.
+double MatrixRate(Packing packing) { return 2 / RowBytes(packing); }
+
 // An estimate in cycles of a multiprocessor: each tile as long as its matrix instructions or its loads take
 // (measured on an H200: 48 bytes a cycle, which gives 65.5, 54.6 and 43.7 thousand for tiles of 128 x 256,
 // 192 x 128 and 128 x 128 at K = 4096, where 66.3, 53.5 and 41.6 were counted), or all of them as long as W
@@ -63,11 +73,10 @@ double HopperCost(const Problem& p, const Plan& plan, Packing packing, int multi
   const double tiles = static_cast<double>(CeilDiv(p.n, plan.tile_columns)) * row_tiles;
   const auto depth = static_cast<double>(RoundUp(p.k, PieceDepth(packing)));
   const double size = static_cast<double>(plan.tile_columns) * plan.tile_rows;
-  const double compute = depth * size / (packing == Packing::kInt8Activations ? 4096.0 : 2048.0);
-  const double column_bytes = packing == Packing::kHalf ? 2.0 : 1.0;
-  const double row_bytes = packing == Packing::kInt8Activations ? 1.0 : 2.0;
-  const double load = depth * (column_bytes * plan.tile_columns + row_bytes * plan.tile_rows) / 48.0;
-  const double write = 500 + size / 13;
+  const double compute = depth * size / (2048.0 * MatrixRate(packing));
+  const double column_bytes = ColumnBytes(packing);
+  const double load = depth * (column_bytes * plan.tile_columns + RowBytes(packing) * plan.tile_rows) / 48.0;
+  const double write = 500 + size * static_cast<double>(SizeOf(p.t)) / 26;
   const double multiply = std::ceil(tiles / multiprocessors) * (std::max(compute, load) + write);
   const double memory =
       depth * static_cast<double>(p.n) * column_bytes / 2400.0 * (1 + 0.1 * (row_tiles - 1));
@@ -84,17 +93,17 @@ double StreamCost(const Problem& p, const Plan& plan, Packing packing, int multi
 
 // In cycles of a multiprocessor for each element of K: a tile takes as long as its matrix instructions or its
 // loads.
-double TileCost(const Problem& p, const Plan& plan, int multiprocessors) {
+double TileCost(const Problem& p, const Plan& plan, Packing packing, int multiprocessors) {
   const auto tiles = static_cast<double>(CeilDiv(p.n, plan.tile_columns) * CeilDiv(p.m, plan.tile_rows));
-  const double compute = plan.tile_columns * plan.tile_rows / 1024.0;
-  const double load = 2.0 * (plan.tile_columns + plan.tile_rows) / 32.0;
+  const double compute = plan.tile_columns * plan.tile_rows / (1024.0 * MatrixRate(packing));
+  const double load = (ColumnBytes(packing) * plan.tile_columns + RowBytes(packing) * plan.tile_rows) / 32.0;
   return std::ceil(tiles / multiprocessors) * std::max(compute, load);
 }
 
 // Comparable within a family.
 double Cost(const Problem& p, const Plan& plan, Packing packing, int multiprocessors) {
   if (plan.family == Family::kStream) return StreamCost(p, plan, packing, multiprocessors);
-  if (plan.family == Family::kTile) return TileCost(p, plan, multiprocessors);
+  if (plan.family == Family::kTile) return TileCost(p, plan, packing, multiprocessors);
   return HopperCost(p, plan, packing, multiprocessors);
 }
 
@@ -116,16 +125,15 @@ bool ServesDevice(const Plan& plan, const Device& device) {
 }  // namespace
 
 Packing ChoosePacking(const Problem& p, const Device& device) {
-  if (!IsHalf(p.t) || p.k == 0 || p.n == 0 || p.k > kLongest || p.n > kLongest ||
-      NonEmptySplits(p) > kMaxSplits)
+  if (p.k == 0 || p.n == 0 || p.k > kLongest || p.n > kLongest || NonEmptySplits(p) > kMaxSplits)
     return Packing::kNone;
   if (device.architecture < (p.t == DType::kBFloat16 ? 80 : 75)) return Packing::kNone;
-  if (p.tw != DType::kInt8) return Packing::kHalf;
   const bool plain = p.scale_layout == ScaleLayout::kColumnGroups && !p.has_zero_point;
   // Sums of int8 products are int32.
   constexpr int64_t kLongestInt8Sum = std::numeric_limits<int32_t>::max() / (127 * 128);
   if (p.activation_quant) return plain && p.k <= kLongestInt8Sum ? Packing::kInt8Activations : Packing::kNone;
-  return plain ? Packing::kInt8 : Packing::kHalf;
+  if (p.t == DType::kFloat) return device.tf32 && device.architecture >= 80 ? Packing::kTf32 : Packing::kNone;
+  return p.tw == DType::kInt8 && plain ? Packing::kInt8 : Packing::kHalf;
 }
 
 bool Serves(const Plan& plan, const Problem& p, const Device& device, Packing packing, bool aligned) {

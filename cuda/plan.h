@@ -14,6 +14,7 @@ namespace qkvgemm::cuda {
 struct Device {
   int architecture = 0;  // 10 * major + minor of the compute capability
   int multiprocessors = 0;
+  bool tf32 = true;  // float32 may be rounded to TensorFloat32 for the matrix units
 };
 
 // The form in which a node's weights are kept. It depends on the node alone, not on the number of rows of a
@@ -23,7 +24,8 @@ enum class Packing : uint8_t {
   kHalf,  // T, with gamma and a power of two per column folded in
   kInt8,  // int8 in the order in which matrix instructions take it from registers, to be widened to T there
           // and multiplied by gamma
-  kInt8Activations  // int8 in the order in which matrix instructions take it from shared memory
+  kInt8Activations,  // int8 in the order in which matrix instructions take it from shared memory
+  kTf32  // float32 rounded to TensorFloat32 (8 bits of exponent, 10 of mantissa), or int8 as such integers
 };
 
 enum class Family : uint8_t {
@@ -37,7 +39,8 @@ enum class Family : uint8_t {
 enum class Rows : uint8_t {
   kInput,       // the input itself, beside each row's mean and 1/deviation
   kPadded,      // a copy of it with rows of a multiple of 8 elements, for inputs that are not 16-byte aligned
-  kNormalised,  // (input - mean) / deviation in T, padded likewise
+  kNormalised,  // (input - mean) / deviation in T, padded likewise; of float32, norm(input), rounded to
+                // TensorFloat32
   kQuantised,   // norm(input) in int8, padded to a multiple of 16, with one scale a row
   kFloat,       // norm(input) in float32 (generic family)
 };

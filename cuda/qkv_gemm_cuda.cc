@@ -18,8 +18,7 @@ Parts PartsOf(const Problem& p, const Plan& plan) {
   };
   size_t rows = 0;
   if (plan.rows != Rows::kInput)
-    rows =
-        static_cast<size_t>(p.m * RowPitch(p, plan.rows)) * (plan.rows == Rows::kQuantised ? 1 : SizeOf(p.t));
+    rows = static_cast<size_t>(p.m * RowPitch(p, plan.rows) * RowElementBytes(p, plan.rows));
   Parts parts{};
   parts.rows = after(0, StatisticsBytes(p));
   parts.end = parts.rows + rows;
@@ -54,7 +53,8 @@ Product MakeProduct(const Problem& p, const Operands& o, const Plan& plan, Packi
     end += p.splits[s];
     product.y[product.splits] = o.y[s];
     product.end[product.splits++] = static_cast<int>(end);
-    if (p.splits[s] % 8 != 0 || !Aligned(o.y[s])) product.vector_stores = false;
+    if (p.splits[s] * static_cast<int64_t>(SizeOf(p.t)) % 16 != 0 || !Aligned(o.y[s]))
+      product.vector_stores = false;
   }
   return product;
 }

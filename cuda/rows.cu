@@ -62,9 +62,10 @@ class RowKernel {
       const bool normalised = Normalised();
       T* target = static_cast<T*>(p_.target) + row_ * p_.pitch;
       if (normalised) {
-        // The weights have gamma and beta.
-        Each<false>(lane, p_.pitch,
-                    [&](int64_t i, const float(&v)[kChunk], int count) { StoreChunk(target + i, v, count); });
+        // The weights have gamma and beta; not those in TensorFloat32, so that halves stay exact there.
+        Each<std::is_same_v<T, float>>(lane, p_.pitch, [&](int64_t i, const float(&v)[kChunk], int count) {
+          StoreChunk(target + i, v, count);
+        });
       } else {
         EachRaw(lane, p_.pitch,
                 [&](int64_t i, const float(&v)[kChunk], int count) { StoreChunk(target + i, v, count); });
@@ -81,8 +82,7 @@ class RowKernel {
     const T* x = static_cast<const T*>(p_.x) + row_ * p_.k + i;
     const int count = p_.k - i < kChunk ? static_cast<int>(p_.k - i) : kChunk;
     if (kAligned) {
-      const uint4 raw = __ldg(reinterpret_cast<const uint4*>(x));
-      Unpack<T>(raw, v);
+      LoadChunk(x, v);
     } else {
 #pragma unroll
       for (int e = 0; e < kChunk; ++e) v[e] = e < count ? static_cast<float>(x[e]) : 0.0f;
@@ -160,8 +160,15 @@ class RowKernel {
     });
   }
 
+  // As a product reads them. A row's pitch is a multiple of kChunk: float rows come whole.
   __device__ void StoreChunk(T* target, const float (&v)[kChunk], int count) const {
-    if (count == kChunk) {
+    if constexpr (std::is_same_v<T, float>) {
+      auto* const halves = reinterpret_cast<float4*>(target);
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+        halves[i] = {RoundToTf32(v[4 * i]), RoundToTf32(v[4 * i + 1]), RoundToTf32(v[4 * i + 2]),
+                     RoundToTf32(v[4 * i + 3])};
+    } else if (count == kChunk) {
       *reinterpret_cast<uint4*>(target) = PackChunk<T>(v);
     } else {
       for (int e = 0; e < count; ++e) target[e] = static_cast<T>(v[e]);
@@ -236,8 +243,17 @@ cudaError_t PrepareRows(const Problem& p, const Operands& o, Rows rows, const Pr
                       p.epsilon,
                       rows};
   const bool aligned = p.k % kChunk == 0 && reinterpret_cast<uintptr_t>(o.input) % 16 == 0;
-  return p.t == DType::kFloat16 ? LaunchType<__half>(params, aligned, stream)
-                                : LaunchType<__nv_bfloat16>(params, aligned, stream);
+  switch (p.t) {
+    case DType::kFloat:
+      return LaunchType<float>(params, aligned, stream);
+    case DType::kFloat16:
+      return LaunchType<__half>(params, aligned, stream);
+    case DType::kBFloat16:
+      return LaunchType<__nv_bfloat16>(params, aligned, stream);
+    case DType::kInt8:
+      break;
+  }
+  return cudaErrorInvalidValue;
 }
 
 }  // namespace qkvgemm::cuda

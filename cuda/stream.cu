@@ -5,8 +5,8 @@
 // the step before is computed, and is never shared. A sum over k may be taken in any order as long as W and
 // the rows agree, so:
 //
-// - kHalf, kInt8Activations: lane (g, t) takes chunks t and 4 + t of columns g and g + 8, and the same chunks
-//   of the input's row g, straight from memory as well.
+// - kHalf, kInt8Activations, kTf32: lane (g, t) takes chunks t and 4 + t of columns g and g + 8, and
+//   the same chunks of the input's row g, straight from memory as well.
 // - kInt8: W lies in fragment order, and gamma beside; the rows come through a ring in shared memory, one for
 // each warp.
 #include "cuda/elements.cuh"
@@ -409,9 +409,15 @@ cudaError_t RunPacking(const Plan& plan, Packing packing, const Params& p, cudaS
     case Packing::kInt8Activations:
       return RunRows<T, Packing::kInt8Activations>(plan, p, stream);
     case Packing::kNone:
+    case Packing::kTf32:
       break;
   }
   return cudaErrorInvalidValue;
+}
+template <>
+cudaError_t RunPacking<float>(const Plan& plan, Packing packing, const Params& p, cudaStream_t stream) {
+  return packing == Packing::kTf32 ? RunRows<float, Packing::kTf32>(plan, p, stream)
+                                   : RunRows<float, Packing::kInt8Activations>(plan, p, stream);
 }
 
 }  // namespace
@@ -419,10 +425,11 @@ cudaError_t RunPacking(const Plan& plan, Packing packing, const Params& p, cudaS
 cudaError_t RunStream(const Problem& problem, const Plan& plan, Packing packing, const Product& product,
                       cudaStream_t stream) {
   if (product.m > plan.tile_rows) return cudaErrorInvalidValue;
-  const Params p{product, product.pitch * (plan.rows == Rows::kQuantised ? 1 : 2),
+  const Params p{product, product.pitch * RowElementBytes(problem, plan.rows),
                  ComputesStatistics(plan) ? problem.norm : NormType::kNone, problem.epsilon};
-  return problem.t == DType::kFloat16 ? RunPacking<__half>(plan, packing, p, stream)
-                                      : RunPacking<__nv_bfloat16>(plan, packing, p, stream);
+  return problem.t == DType::kFloat     ? RunPacking<float>(plan, packing, p, stream)
+         : problem.t == DType::kFloat16 ? RunPacking<__half>(plan, packing, p, stream)
+                                        : RunPacking<__nv_bfloat16>(plan, packing, p, stream);
 }
 
 }  // namespace qkvgemm::cuda

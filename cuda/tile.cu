@@ -1,9 +1,9 @@
-// Any number of rows on mma.sync (sm_75 and later; float16 alone before sm_80).
+// Any number of rows on mma.sync (sm_75 and later; float16 and int8 alone before sm_80).
 //
 // A block computes one tile: columns of W are the rows of the matrix instruction and rows of the input its
 // columns, so that int8 weights can be widened in registers. Pieces of W and rows of the input come through a
-// ring of stages in shared memory, 128 bytes of the rows' k at a time; results are turned round in registers
-// and leave through shared memory too.
+// ring of stages in shared memory, 128 bytes of the rows' k at a time; results are turned round (halves in
+// registers, floats on their way into shared memory) and leave through shared memory too.
 #include "cuda/elements.cuh"
 #include "cuda/families.h"
 #include "cuda/launch.h"
@@ -43,7 +43,8 @@ struct Config {
   // Of a thread, for each stage.
   static constexpr int kPieceCopies = kPieceBytes / (kThreads * 16),
                        kRowCopies = kRowsBytes / (kThreads * 16);
-  static constexpr int kOutPitch = kColumns * 2 + 16;  // the 16 against bank conflicts
+  static constexpr int kOutBytes = static_cast<int>(sizeof(T));  // of a result
+  static constexpr int kOutPitch = kColumns * kOutBytes + 16;    // the 16 against bank conflicts
   static constexpr int kSharedBytes = kStages * kStageBytes;
   static_assert(kOutPitch * kTokens <= kSharedBytes);
 };
@@ -212,24 +213,30 @@ class Block {
       RowStatistics low{0, 1}, high{0, 1};
       if (p_.statistics)
         low = p_.statistics[row0_ + token + t * 2], high = p_.statistics[row0_ + token + t * 2 + 1];
-      const uint32_t target = shared_ + (token + g) * C::kOutPitch + WarpColumn() * 2 + t * 4;
+      const uint32_t target = shared_ + token * C::kOutPitch + WarpColumn() * C::kOutBytes;
 #pragma unroll
       for (int i = 0; i < C::kGroups; ++i)
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           const auto* d = sums_[i][j] + e * 2;
-          const uint32_t pair = Pack2<T>(Finish(columns[i][e], static_cast<float>(d[0]), low),
-                                         Finish(columns[i][e], static_cast<float>(d[1]), high));
-          StoreWord(target + i * 32 + e * 16, Transpose(pair));
+          const float even = Finish(columns[i][e], static_cast<float>(d[0]), low);
+          const float odd = Finish(columns[i][e], static_cast<float>(d[1]), high);
+          const uint32_t first = target + (i * 16 + e * 8) * C::kOutBytes;
+          if constexpr (std::is_same_v<T, float>) {
+            StoreWord(first + t * 2 * C::kOutPitch + g * 4, __float_as_uint(even));
+            StoreWord(first + (t * 2 + 1) * C::kOutPitch + g * 4, __float_as_uint(odd));
+          } else {
+            StoreWord(first + g * C::kOutPitch + t * 4, Transpose(Pack2<T>(even, odd)));
+          }
         }
     }
   }
 
   __device__ __forceinline__ void Write() const {
     using T = typename C::T;
-    constexpr int kRowChunks = C::kColumns / 8;
+    constexpr int kChunkColumns = 16 / C::kOutBytes, kRowChunks = C::kColumns / kChunkColumns;
     static_assert(C::kThreads % kRowChunks == 0);
-    const int chunk = threadIdx.x % kRowChunks, column = column0_ + chunk * 8;
+    const int chunk = threadIdx.x % kRowChunks, column = column0_ + chunk * kChunkColumns;
     if (column >= p_.n) return;
     const OutputColumn<T> y(p_, column);
     for (int token = threadIdx.x / kRowChunks; token < C::kTokens; token += C::kThreads / kRowChunks) {
@@ -240,7 +247,7 @@ class Block {
       if (p_.vector_stores) {
         if (y.first) *reinterpret_cast<uint4*>(y.Row(row)) = {v[0], v[1], v[2], v[3]};
       } else {
-        StoreElements(p_, v, row, column);
+        StoreElements<T>(p_, v, row, column);
       }
     }
   }
@@ -296,12 +303,15 @@ bool EachTile(const Visit& visit) {
 }
 template <typename T, typename Visit>
 bool EachPacking(const Visit& visit) {
-  return EachTile<T, Packing::kHalf>(visit) && EachTile<T, Packing::kInt8>(visit) &&
-         EachTile<T, Packing::kInt8Activations>(visit);
+  if constexpr (std::is_same_v<T, float>)
+    return EachTile<T, Packing::kTf32>(visit) && EachTile<T, Packing::kInt8Activations>(visit);
+  else
+    return EachTile<T, Packing::kHalf>(visit) && EachTile<T, Packing::kInt8>(visit) &&
+           EachTile<T, Packing::kInt8Activations>(visit);
 }
 template <typename Visit>
 void Each(const Visit& visit) {
-  if (EachPacking<__half>(visit)) EachPacking<__nv_bfloat16>(visit);
+  if (EachPacking<__half>(visit) && EachPacking<__nv_bfloat16>(visit)) EachPacking<float>(visit);
 }
 
 }  // namespace
@@ -318,7 +328,7 @@ cudaError_t PrepareTile() {
 
 cudaError_t RunTile(const Problem& problem, const Plan& plan, Packing packing, const Product& product,
                     cudaStream_t stream) {
-  const Params p{product, product.pitch * (plan.rows == Rows::kQuantised ? 1 : 2), 0, 0};
+  const Params p{product, product.pitch * RowElementBytes(problem, plan.rows), 0, 0};
   cudaError_t result = cudaErrorInvalidValue;
   Each([&](auto entry) {
     if (!entry.Matches(plan, packing, problem.t)) return true;

@@ -82,6 +82,10 @@ template <typename Element, int kN> struct Wgmma;  // Ss: A and B by descriptor;
     QKV_WGMMA_SS(float, QKV_FLOAT, n, regs, "m64n" #n "k16.f32.bf16.bf16", ", 1, 1, 0, 0", o0, o1, o2)         \
     QKV_WGMMA_RS(float, QKV_FLOAT, n, regs, "m64n" #n "k16.f32.bf16.bf16", ", 1, 1, 0", o0, o1, o2, o3, o4, o5) \
   };                                                                                                          \
+  template <> struct Wgmma<float, n> {                                                                        \
+    using Accumulator = float;                                                                                \
+    QKV_WGMMA_SS(float, QKV_FLOAT, n, regs, "m64n" #n "k8.f32.tf32.tf32", ", 1, 1", o0, o1, o2)                \
+  };                                                                                                          \
   template <> struct Wgmma<int8_t, n> {                                                                       \
     using Accumulator = int32_t;                                                                              \
     QKV_WGMMA_SS(int32_t, QKV_INT, n, regs, "m64n" #n "k32.s32.s8.s8", "", o0, o1, o2)                         \

@@ -21,6 +21,9 @@ const ROUNDING: Record<number, { relative: number; smallest: number }> = {
 /** How statistics are taken: from the deviations, or as E[x²] - E[x]², as ONNX Runtime's LayerNormalization does. */
 export type Variance = 'deviations' | 'moments';
 
+/** What a kernel's products are of: floats; T; T, or TensorFloat32 where T is float. */
+export type Products = 'float32' | 'T' | 'TF32';
+
 /**
  * Outputs by name.
  *
@@ -39,8 +42,9 @@ export type Variance = 'deviations' | 'moments';
  * - A product of K terms is off by K u times the sum of magnitudes, beside the errors of the terms: e |w|, and u |v w|
  *   for the product, u for a scale that multiplies w or the sum of its block. bias: one more u of the result.
  * - At last the result is rounded to T: u_T times its magnitude, or half the smallest subnormal.
- * - A kernel that multiplies in T (`inT`) rounds one operand of each product to it, gamma in the weights or the normalised
- *   element: u_T times |n gamma w|, which is at most (|v| + |beta|) |w|.
+ * - A kernel that multiplies in T (`products`) rounds one operand of each product to it, gamma in the weights or the
+ *   normalised element: u_T times |n gamma w|, which is at most (|v| + |beta|) |w|. One that multiplies floats in
+ *   TensorFloat32 rounds both, each by 2^-11.
  *
  * For K = 40 the product's part is 3e-6 of the sum of magnitudes: far below any one term, which is what a test needs.
  */
@@ -48,7 +52,7 @@ export function reference(
   spec: QkvGemmSpec,
   operands: Operands,
   variance: Variance = 'deviations',
-  inT = false,
+  products: Products = 'float32',
 ): Record<string, Expected> {
   const k = depthOf(spec);
   const { n } = spec;
@@ -60,7 +64,10 @@ export function reference(
   const rounding = ROUNDING[input.type];
   if (!rounding) throw new Error(`no rounding for element type ${input.type}`);
 
-  const operand = inT && input.type !== DataType.float ? rounding.relative : 0;
+  const operand =
+    input.type === DataType.float
+      ? { float32: 0, T: 0, TF32: 2 * 2 ** -11 }[products]
+      : { float32: 0, T: rounding.relative, TF32: rounding.relative }[products];
 
   const empty = (width: number): Expected => ({
     dims: [...lead, width],

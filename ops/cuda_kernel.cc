@@ -4,11 +4,13 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <fstream>
 #include <limits>
 #include <map>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace qkvgemm {
@@ -138,6 +140,12 @@ std::string DeviceName(int ordinal) {
 
 constexpr const char* kPackings[] = {"none", "half", "int8", "int8 activations"};
 
+// The variable by which cuBLAS, and with it ONNX Runtime's own products, is told to leave float32 as it is.
+bool MayRoundToTf32() {
+  const char* value = std::getenv("NVIDIA_TF32_OVERRIDE");
+  return value == nullptr || std::string_view(value) != "0";
+}
+
 bool IsOnHost(const OrtApi& api, const OrtValue* value) {
   const OrtMemoryInfo* memory = nullptr;
   ThrowIfError(api.GetTensorMemoryInfo(value, &memory));
@@ -226,6 +234,7 @@ CudaKernel::CudaKernel(const OrtApi& api, const OrtKernelInfo* info, tuning::Mod
   most_scratch_ = MostScratchOf(memory_);
   const CurrentDevice current(ordinal_);
   Check(cuda::GetDevice(ordinal_, &device_), ordinal_, "preparing kernels");
+  device_.tf32 = MayRoundToTf32();
   if (device_.architecture < kOldestArchitecture)
     throw std::runtime_error("expected a device of compute capability 7.5 or newer, found " +
                              std::to_string(device_.architecture / 10) + "." +

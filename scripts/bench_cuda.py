@@ -208,7 +208,7 @@ def parse():
     parser.add_argument("--k", type=int, default=4096)
     parser.add_argument("--n", type=int, default=12288)
     parser.add_argument("--m", type=int, nargs="+", default=[1, 8, 16, 64, 256, 512, 4096])
-    parser.add_argument("--dtype", choices=["float16", "bfloat16"], default="float16")
+    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float16")
     parser.add_argument("--norm", choices=list(cuda_op.NORMS), default="layer_norm")
     parser.add_argument("--splits", type=int, default=3, help="outputs of the fused op (default 3)")
     parser.add_argument("--int8", action="store_true", help="int8 weights, one scale a column")
@@ -231,6 +231,7 @@ def main():
         print("skipped: no CUDA device")
         return 0
     dtype = getattr(torch, args.dtype)
+    torch.backends.cuda.matmul.allow_tf32 = True  # as ONNX Runtime's CUDA provider does, and the fused form
     lib = cuda_op.load(args.lib)
     weights = Weights(args, dtype)
     op = cuda_op.Op(

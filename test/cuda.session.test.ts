@@ -7,7 +7,7 @@ import * as ort from 'onnxruntime-node';
 import { attentionModel, K as DEPTH } from '../models/attention.js';
 import { uniform } from '../models/builder.js';
 import { qkvGemmModel, randomOperands, type QkvGemmSpec } from '../models/qkv_gemm.js';
-import { mismatches, reference } from '../models/qkv_gemm_reference.js';
+import { mismatches, reference, type Products } from '../models/qkv_gemm_reference.js';
 import { worstDifference } from '../scripts/bench/difference.js';
 import { copies, placement } from '../scripts/bench/gpu/profile.js';
 import { DataType } from '../ts/onnx/tensor.js';
@@ -22,11 +22,30 @@ import { runOp, runSession } from './support/run_op.js';
 const { float, float16, bfloat16, int8 } = DataType;
 const cuda: ort.InferenceSession.SessionOptions = { ...quiet, executionProviders: ['cuda'] };
 
-/** Within bounds for kernels that multiply in T; `bytes` and `feeds` are those of the form. */
-async function check(spec: QkvGemmSpec, seed = 1): Promise<string[]> {
-  const operands = randomOperands(spec, seed);
+/** Tells this library, and cuBLAS when it is loaded, whether float32 may be rounded to TensorFloat32. */
+const OVERRIDE = 'NVIDIA_TF32_OVERRIDE';
+const overrideBefore = process.env[OVERRIDE];
+
+function setOverride(value: string | undefined): void {
+  if (value === undefined) delete process.env[OVERRIDE];
+  else process.env[OVERRIDE] = value;
+}
+
+/** What is out of bounds for kernels that form such products. */
+async function check(spec: QkvGemmSpec, products: Products = 'T'): Promise<string[]> {
+  const operands = randomOperands(spec, 1);
   const actual = await runOp(qkvGemmModel(spec, operands), withQkvGemm(cuda));
-  return mismatches(reference(spec, operands, 'deviations', true), actual);
+  return mismatches(reference(spec, operands, 'deviations', products), actual);
+}
+
+/** The same of several, by name. */
+async function checkAll(cases: Record<string, QkvGemmSpec>, products?: Products): Promise<object> {
+  const wrong: Record<string, string[]> = {};
+  for (const [name, spec] of Object.entries(cases)) {
+    const found = await check(spec, products).catch((error: unknown) => [String(error)]);
+    if (found.length > 0) wrong[name] = found.slice(0, 3);
+  }
+  return wrong;
 }
 
 /** Shapes that the kernels' tiles do not divide, and that they do, one row to many. */
@@ -59,22 +78,31 @@ function tileShapes(): Record<string, QkvGemmSpec> {
 
 describe('the CUDA provider', function () {
   before(async function () {
-    // What ONNX Runtime computes itself is not to be rounded to TensorFloat32. Read when cuBLAS is loaded.
-    process.env.NVIDIA_TF32_OVERRIDE = '0';
+    // What ONNX Runtime computes itself is not to be rounded. cuBLAS is loaded with the first session.
+    setOverride('0');
     const why = await whyNoGpu();
     if (why === undefined) return;
+    setOverride(overrideBefore);
     console.log(`  (nothing is tested on a GPU: ${why})`);
     this.skip();
   });
 
+  after(() => setOverride(overrideBefore));
+
   for (const [section, cases] of Object.entries({ ...SECTIONS, tiles: tileShapes() })) {
     it(`computes: ${section}`, async () => {
-      const wrong: Record<string, string[]> = {};
-      for (const [name, spec] of Object.entries(cases)) {
-        const found = await check(spec).catch((error: unknown) => [String(error)]);
-        if (found.length > 0) wrong[name] = found.slice(0, 3);
+      expect(await checkAll(cases)).to.deep.equal({});
+    });
+
+    it(`computes with float32 rounded to TensorFloat32: ${section}`, async () => {
+      const floats = Object.entries(cases).filter(([, spec]) => (spec.type ?? float) === float);
+      expect(floats).not.to.deep.equal([]);
+      setOverride(undefined);
+      try {
+        expect(await checkAll(Object.fromEntries(floats), 'TF32')).to.deep.equal({});
+      } finally {
+        setOverride('0');
       }
-      expect(wrong).to.deep.equal({});
     });
   }
 
@@ -113,7 +141,7 @@ describe('the CUDA provider', function () {
       const runs = [[1, 1], [5, 9], [0, 4], [1, 97], [2, 3], [1, 700], [1, 1]].map((lead, seed) => {
         const form = { ...spec, dims: [...lead, 40] };
         const own = { ...operands, input: randomOperands(form, seed + 2).input };
-        const expected = reference(form, own, 'deviations', true);
+        const expected = reference(form, own, 'deviations', 'T');
         const { feeds } = qkvGemmModel(form, own);
         return async (): Promise<void> => {
           expect(mismatches(expected, await runSession(session, feeds)), String(lead)).to.deep.equal([]);

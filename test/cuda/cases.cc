@@ -10,7 +10,6 @@ namespace qkvgemm::support {
 namespace {
 
 constexpr DType kFloats[] = {DType::kFloat, DType::kFloat16, DType::kBFloat16};
-constexpr DType kHalves[] = {DType::kFloat16, DType::kBFloat16};
 constexpr NormType kNorms[] = {NormType::kLayerNorm, NormType::kRmsNorm, NormType::kNone};
 
 class Builder {
@@ -89,9 +88,7 @@ class Builder {
     const int64_t ns[] = {1,  2,   7,   8,   9,   15,  16,  17,  31,  63,  64,  65, 96,
                           97, 127, 128, 129, 136, 191, 192, 193, 200, 256, 264, 384};
     const auto one = [&](int64_t m, int64_t k, int64_t n) {
-      const DType types[] = {DType::kFloat16, DType::kBFloat16, DType::kFloat16, DType::kBFloat16,
-                             DType::kFloat};
-      const DType t = Pick(types);
+      const DType t = Pick(kFloats);
       Vary(Add("shapes", m, k, n, t, WeightType(t)));
     };
     for (int64_t m : ms)
@@ -124,7 +121,7 @@ class Builder {
         if (norm == NormType::kRmsNorm && (bits & 2) != 0) continue;
         for (int parts : kSplits)
           for (bool inline_outputs : {true, false}) {
-            const DType t = Pick(kHalves);
+            const DType t = Pick(kFloats);
             CudaCase& added = Add("options", inline_outputs ? 33 : 5, 136, inline_outputs ? 216 : 200, t, t);
             Case& c = added.c;
             c.p.norm = norm;
@@ -159,7 +156,7 @@ class Builder {
          {1, 15, 16, 17, 63, 65, 127, 128, 129, 1000})  // the depth of int8 instructions and its tails
       for (bool quant : {false, true})
         for (int64_t m : {3, 64, 129}) {
-          CudaCase& added = Add("int8", m, k, 96, Pick(kHalves), DType::kInt8);
+          CudaCase& added = Add("int8", m, k, 96, Pick(kFloats), DType::kInt8);
           Vary(added);
           added.c.p.activation_quant = quant;
         }
@@ -186,7 +183,7 @@ class Builder {
   void Alignment() {
     for (bool input : {false, true})
       for (bool outputs : {false, true})
-        for (DType t : kHalves)
+        for (DType t : kFloats)
           for (DType tw : {t, DType::kInt8})
             for (const auto& [k, n] : {std::array<int64_t, 2>{64, 128}, {72, 200}, {63, 17}, {264, 192}})
               for (int64_t m : {1, 40, 129}) {
@@ -217,7 +214,7 @@ class Builder {
                                              {1027, 1024, 3072}, {2049, 768, 2304}, {4100, 1024, 1152},
                                              {20000, 64, 72},    {3, 256, 50257},   {70000, 8, 16}};
     for (const auto& [m, k, n] : shapes)
-      for (DType t : kHalves)
+      for (DType t : kFloats)
         for (DType tw : {t, DType::kInt8}) {
           CudaCase& added = Add("large", m, k, n, t, tw);
           added.c.p.norm = Coin() ? NormType::kLayerNorm : NormType::kRmsNorm;

@@ -96,7 +96,8 @@ Arithmetic ArithmeticOf(const Problem& p, const Operands& o, const Plan& plan, P
       (packing == Packing::kHalf && (p.tw != p.t || p.norm == NormType::kLayerNorm)) ||
       (packing != Packing::kInt8Activations && o.gamma != nullptr);
   a.rows_rounded = plan.rows == Rows::kNormalised;
-  if (weights_rounded || a.rows_rounded) a.operand = RoundingOf(p.t);
+  if (weights_rounded || a.rows_rounded)
+    a.operand = packing == Packing::kTf32 ? kTf32Rounding : RoundingOf(p.t);
   a.mean_last = p.norm != NormType::kNone && (plan.rows == Rows::kInput || plan.rows == Rows::kPadded);
   return a;
 }
@@ -299,7 +300,7 @@ class Tester {
   // roundings are few. Rows with one outlier have one term that outweighs all others, hence as few
   // independent roundings as there are columns.
   void CheckRms(const Case& c, const Report& found, bool both_rounded) {
-    if (c.p.t == DType::kFloat || c.p.activation_quant || c.p.k < 64 || c.p.k * c.p.n < 2048) return;
+    if (c.p.activation_quant || c.p.k < 64 || c.p.k * c.p.n < 2048) return;
     for (int kind : {kPlainRow, kLargeMeanRow, kOutlierRow}) {
       const auto& k = found.kind[kind];
       if (k.count < 1000 || (kind == kOutlierRow && c.p.n < 512)) continue;

@@ -35,20 +35,29 @@ __device__ inline double Rounded(double value, DType type) {
   return static_cast<float>(value);
 }
 
+// An operand of a product as the unfused form rounds it: float32 to TensorFloat32 (nearest, ties away).
+__device__ inline float RoundedOperand(double value, DType type) {
+  const auto rounded = static_cast<float>(Rounded(value, type));
+  if (type != DType::kFloat || !isfinite(rounded)) return rounded;
+  int exponent;
+  const float mantissa = frexpf(rounded, &exponent);  // in [1/2, 1)
+  return ldexpf(roundf(ldexpf(mantissa, 11)), exponent - 11);
+}
+
 struct Reference {
   Problem p;   // its splits are host memory
   Operands o;  // device pointers; of the outputs nothing is used
   // [m, k]: norm(x), the same in steps of int8 where rows are quantised, what `mean_last` multiplies by W
-  // instead, and norm(x) rounded to T
+  // instead, and norm(x) rounded as an operand
   double *row, *quantised, *input;
   float* unfused_row;
-  // [k, n]: W, and W rounded to T
+  // [k, n]: W, and W rounded as an operand
   double* weight;
   float* unfused_weight;
   double *largest, *step;  // [m]
   double *widest, *bias;   // [n]
   Sums* sums;              // [m, n]
-  double* unfused;         // [m, n]: rows and W in T, sums in float32, the result in T
+  double* unfused;         // [m, n]: rows and W rounded, sums in float32, the result in T
 };
 
 struct ReferenceRow : Reference {
@@ -74,7 +83,7 @@ struct ReferenceRow : Reference {
       }
       row[r * p.k + k] = v;
       input[r * p.k + k] = (std::fabs(x) + std::fabs(mean)) * std::fabs(scale);
-      unfused_row[r * p.k + k] = static_cast<float>(Rounded(v, p.t));
+      unfused_row[r * p.k + k] = RoundedOperand(v, p.t);
       most = std::fmax(most, std::fabs(v));
     }
     largest[r] = most;
@@ -96,7 +105,7 @@ struct ReferenceWeight : Reference {
       w *= Element(o.scale, p.scale_type, s);
     }
     weight[i] = w;
-    unfused_weight[i] = static_cast<float>(Rounded(w, p.t));
+    unfused_weight[i] = RoundedOperand(w, p.t);
   }
 };
 
@@ -166,17 +175,23 @@ struct CheckOutput : Reference {
     *bound = OutputBound(p, arithmetic, sums[at], bias[n], scaled, widest[n], step[r]);
   }
   // `expected`: a relative rounding error has the variance u^2 / 6 where mantissas are spread evenly; the
-  // unfused form rounds each normalised element once and the result once.
+  // unfused form rounds each normalised element once and the result once. In TensorFloat32 it rounds every
+  // element, and those of W unless they are halves.
   __device__ void Note(int64_t i, double got, double wanted) const {
     const int64_t at = Index(i);
     if (std::isinf(got) || std::isinf(unfused[at])) return;
     auto& k = report->kind[kinds[i / width]];
     const double u = RoundingOf(p.t), e = got - wanted, f = unfused[at] - wanted;
-    const double operands = p.norm == NormType::kNone ? 0 : sums[at].squares;
+    const bool tf32 = p.t == DType::kFloat;
+    const double rounded = !tf32                                           ? p.norm != NormType::kNone
+                           : p.tw == DType::kFloat || p.tw == DType::kInt8 ? 2
+                                                                           : 1;
+    const double operand = tf32 ? kTf32Rounding : u,
+                 operands = rounded * operand * operand * sums[at].squares;
     atomicAdd(&k.count, 1.0);
     atomicAdd(&k.fused, e * e);
     atomicAdd(&k.unfused, f * f);
-    atomicAdd(&k.expected, u * u / 6 * (operands + wanted * wanted));
+    atomicAdd(&k.expected, (operands + u * u * wanted * wanted) / 6);
   }
 };
 

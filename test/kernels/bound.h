@@ -15,6 +15,7 @@
 namespace qkvgemm::support {
 
 constexpr double kFloatRounding = 0x1p-24;
+constexpr double kTf32Rounding = 0x1p-11;
 
 QKVGEMM_HOST_DEVICE inline double RoundingOf(DType t) {
   return t == DType::kFloat ? kFloatRounding : t == DType::kFloat16 ? 0x1p-11 : 0x1p-8;
@@ -27,9 +28,9 @@ QKVGEMM_HOST_DEVICE inline double OverflowOf(DType t) {
 
 // How a kernel computes the product.
 struct Arithmetic {
-  double operand = 0;   // relative error of each product's operands where a kernel rounds them to T (0: none)
-  bool matrix = false;  // sums on matrix instructions
-  bool mean_last = false;     // sums run over the input as it is; the mean's part is subtracted from them
+  double operand = 0;      // relative error of each product's operands where a kernel rounds them (0: none)
+  bool matrix = false;     // sums on matrix instructions
+  bool mean_last = false;  // sums run over the input as it is; the mean's part is subtracted from them
   bool rows_rounded = false;  // operands may be subnormal in T
 };
 
@@ -49,7 +50,8 @@ struct Sums {
 // Pranesh: Numerical behavior of NVIDIA tensor cores, PeerJ CS 2021). Where signs are mixed a sum of K terms
 // is near magnitude / sqrt(K), so that cutting the sum K / 8 times towards zero adds up to about sqrt(K) / 8
 // u magnitude, and cutting K products, whose signs are mixed, to about u magnitude. The bound is four times
-// the first and eight times the second.
+// the first and eight times the second. Of TensorFloat32 a step may have 4 products, for which twice the
+// first is left.
 QKVGEMM_HOST_DEVICE inline double AccumulationBound(double k, const Arithmetic& a) {
   return kFloatRounding * (a.matrix ? 0.5 * std::sqrt(k) + 8.0 : 4.0 * std::sqrt(k) + 16.0);
 }

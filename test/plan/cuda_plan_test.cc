@@ -19,8 +19,8 @@ std::string Describe(const Problem& p, const Device& d, Packing packing, bool al
   auto n = [](auto v) { return std::to_string(static_cast<long long>(v)); };
   return "m=" + n(p.m) + " k=" + n(p.k) + " n=" + n(p.n) + " t=" + n(p.t) + " tw=" + n(p.tw) +
          " norm=" + n(p.norm) + " quant=" + n(p.activation_quant) + " splits=" + n(p.num_splits) +
-         " sm=" + n(d.architecture) + "x" + n(d.multiprocessors) + " packing=" + n(packing) +
-         " aligned=" + n(aligned);
+         " sm=" + n(d.architecture) + "x" + n(d.multiprocessors) + " tf32=" + n(d.tf32) +
+         " packing=" + n(packing) + " aligned=" + n(aligned);
 }
 
 void Expect(bool condition, const char* what, const Problem& p, const Device& d, Packing packing,
@@ -65,7 +65,11 @@ void CheckPlans(const Problem& p, const Device& d, Packing packing, bool aligned
     const int64_t rows = (p.m - 1) / all[i].tile_rows + 1, columns = (p.n - 1) / all[i].tile_columns + 1;
     Expect(p.m <= kMost && rows * columns <= kMost, "more tiles than int holds", p, d, packing, aligned,
            all[i]);
-    Expect(p.t != DType::kFloat, "float32 on matrix instructions", p, d, packing, aligned, all[i]);
+    Expect(p.t != DType::kFloat || p.activation_quant || (d.tf32 && d.architecture >= 80),
+           "float32 is rounded to TensorFloat32 unasked, or where there is none", p, d, packing, aligned,
+           all[i]);
+    Expect(packing != Packing::kTf32 || all[i].rows == Rows::kNormalised,
+           "floats that were not rounded to TensorFloat32", p, d, packing, aligned, all[i]);
   }
 }
 
@@ -108,14 +112,38 @@ void CheckMeasured() {
   }
 }
 
+// float32 is rounded to TensorFloat32 where the device has it and the caller does not forbid it.
+void CheckTf32() {
+  struct Expected {
+    Device device;
+    int64_t m;
+    const char* plan;
+  };
+  static constexpr Expected kExpected[] = {{{90, 132}, 1, "stream 96x8, rows normalised"},
+                                           {{90, 132}, 4096, "hopper 128x256, rows normalised"},
+                                           {{80, 108}, 4096, "tile 128x128, rows normalised"},
+                                           {{75, 40}, 4096, "generic, rows float"},
+                                           {{90, 132, false}, 4096, "generic, rows float"}};
+  for (const Expected& expected : kExpected) {
+    Problem p;
+    p.k = 4096, p.n = 12288, p.m = expected.m;
+    const int64_t splits[] = {p.n};
+    p.splits = splits;
+    const Packing packing = ChoosePacking(p, expected.device);
+    const Plan plan = MakePlan(p, expected.device, packing, true);
+    Expect(ToString(plan) == expected.plan, expected.plan, p, expected.device, packing, true, plan);
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   const unsigned seed = argc > 1 ? static_cast<unsigned>(std::stoul(argv[1])) : std::random_device{}();
   std::printf("seed %u (pass it as the argument to repeat)\n", seed);
   std::mt19937 random(seed);
-  const std::vector<Device> devices = {{70, 80},  {75, 40}, {80, 108},  {86, 28},  {89, 128},
-                                       {90, 132}, {90, 1},  {100, 148}, {120, 170}};
+  const std::vector<Device> devices = {{70, 80},   {75, 40},         {80, 108},       {86, 28},
+                                       {89, 128},  {90, 132},        {90, 1},         {100, 148},
+                                       {120, 170}, {80, 108, false}, {90, 132, false}};
   const std::vector<int64_t> sizes = {0,   1,   2,    7,    8,    9,     15,    16,      17,       31,
                                       63,  64,  65,   96,   127,  128,   129,   200,     255,      256,
                                       257, 768, 1024, 4096, 8192, 12288, 50257, 1 << 24, kManyRows};
@@ -151,6 +179,7 @@ int main(int argc, char** argv) {
     }
   }
   CheckMeasured();
+  CheckTf32();
   const Plan generic;
   if (ToString(generic).find("generic") == std::string::npos)
     ++failures, std::printf("FAIL generic has no name\n");
