@@ -50,11 +50,28 @@ __device__ __forceinline__ void Unpack2(uint32_t pair, float& a, float& b) {
     a = __uint_as_float(pair << 16), b = __uint_as_float(pair & 0xffff0000u);
   }
 }
-// To the nearest TensorFloat32. What would become infinite stays as it is: matrix instructions cut it off.
-__device__ __forceinline__ float RoundToTf32(float v) {
-  const uint32_t rounded = (__float_as_uint(v) + 0x1000u) & 0xffffe000u;
-  return fabsf(v) < 0x1.fffp127f ? __uint_as_float(rounded) : v;
+
+// A float whose upper 19 bits are the nearest TensorFloat32, which is all that matrix instructions read, and
+// whose lower 13 are those of the value itself: nothing is lost. What would round to infinity is cut off.
+__device__ __forceinline__ float PackTf32(float v) {
+  const uint32_t bits = __float_as_uint(v);
+  if (!(fabsf(v) < 0x1.fffp127f)) return __uint_as_float(isnan(v) ? 0x7fc00000u : bits & 0xffffe000u);
+  return __uint_as_float(((bits + 0x1000u) & 0xffffe000u) | (bits & 0x1fffu));
 }
+
+// A packed value in two parts, both of which matrix instructions read nearly as they are (the second to 11
+// bits). Infinities and NaN have none: products of their parts with zeros would be NaN.
+struct Tf32Parts {
+  uint32_t high, low;
+
+  __device__ __forceinline__ explicit Tf32Parts(uint32_t packed) {
+    const bool finite = fabsf(__uint_as_float(packed)) < INFINITY;
+    const uint32_t value = packed - ((packed & 0x1000u) << 1);  // bit 12: it was rounded up
+    const float rest = __uint_as_float(value) - __uint_as_float(packed & 0xffffe000u);
+    high = finite ? packed : 0u;
+    low = finite ? __float_as_uint(rest) + 0x1000u : 0u;
+  }
+};
 
 // Eight elements of T in 16 bytes.
 template <typename T>

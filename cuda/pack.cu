@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(kThreads) PackKernel(const Params p) {
       sum += Vector{target, p.t}.At(0);
     } else if (p.packing == Packing::kTf32) {
       const float v = !there ? 0.0f : integers ? p.weight.Integer(k, column) : p.weight.At(k, column);
-      Store(piece + SwizzledOffset(c, in_piece * 4), DType::kFloat, 0, RoundToTf32(v));
+      Store(piece + SwizzledOffset(c, in_piece * 4), DType::kFloat, 0, PackTf32(v));
     } else {
       const int q = there ? static_cast<int>(p.weight.w.At(p.weight.Index(k, column))) : 0;
       if (widened) {
@@ -182,7 +182,7 @@ cudaError_t Pack(const Problem& p, const Operands& o, Packing packing, void* pac
   if (packing == Packing::kNone || p.n == 0) return cudaSuccess;
   Params params{};
   params.weight = MakeWeight(p, o);
-  // Rows that are quantised or rounded to TensorFloat32 bring gamma and beta along.
+  // Rows that are quantised or packed as TensorFloat32 bring gamma and beta along.
   if (packing == Packing::kHalf || packing == Packing::kInt8) {
     params.gamma = {o.gamma, p.gamma_type};
     params.beta = {o.beta, p.beta_type};

@@ -44,11 +44,18 @@ class RowKernel {
       // Beside a large mean its own rounding is not small: what it leaves is taken off as well (T. F. Chan,
       // G. H. Golub, R. J. LeVeque, 1983).
       if (p_.type == NormType::kLayerNorm && (p_.norm != nullptr || Normalised())) {
-        float rest = 0;
+        // So is the error of merged squares: they are taken again.
+        float rest = 0, squares = 0;
         EachRaw(lane, p_.k, [&](int64_t, const float(&v)[kChunk], int valid) {
-          for (int e = 0; e < valid; ++e) rest += v[e] - mean_;
+          for (int e = 0; e < valid; ++e) {
+            const float d = v[e] - mean_;
+            rest += d;
+            squares = fmaf(d, d, squares);
+          }
         });
         residual_ = Sum(rest) / count;
+        squares = fmaxf(Sum(squares) - residual_ * residual_ * count, 0.0f);
+        rstd_ = InverseDeviation(squares, count, p_.epsilon);
       }
     }
     if (lane == 0 && Inside() && p_.statistics && !Normalised()) p_.statistics[row_] = {mean_, rstd_};
@@ -62,7 +69,7 @@ class RowKernel {
       const bool normalised = Normalised();
       T* target = static_cast<T*>(p_.target) + row_ * p_.pitch;
       if (normalised) {
-        // The weights have gamma and beta; not those in TensorFloat32, so that halves stay exact there.
+        // The weights have gamma and beta; not floats, whose rows are exact.
         Each<std::is_same_v<T, float>>(lane, p_.pitch, [&](int64_t i, const float(&v)[kChunk], int count) {
           StoreChunk(target + i, v, count);
         });
@@ -166,8 +173,8 @@ class RowKernel {
       auto* const halves = reinterpret_cast<float4*>(target);
 #pragma unroll
       for (int i = 0; i < 2; ++i)
-        halves[i] = {RoundToTf32(v[4 * i]), RoundToTf32(v[4 * i + 1]), RoundToTf32(v[4 * i + 2]),
-                     RoundToTf32(v[4 * i + 3])};
+        halves[i] = {PackTf32(v[4 * i]), PackTf32(v[4 * i + 1]), PackTf32(v[4 * i + 2]),
+                     PackTf32(v[4 * i + 3])};
     } else if (count == kChunk) {
       *reinterpret_cast<uint4*>(target) = PackChunk<T>(v);
     } else {

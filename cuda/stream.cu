@@ -7,6 +7,8 @@
 //
 // - kHalf, kInt8Activations, kTf32: lane (g, t) takes chunks t and 4 + t of columns g and g + 8, and
 //   the same chunks of the input's row g, straight from memory as well.
+//   Floats keep their digits: memory is what takes time, so that products with what TensorFloat32 leaves out
+//   of either operand come free.
 // - kInt8: W lies in fragment order, and gamma beside; the rows come through a ring in shared memory, one for
 // each warp.
 #include "cuda/elements.cuh"
@@ -54,7 +56,7 @@ struct Config {
   static constexpr int kLaneColumns = (kRoundColumns + 31) / 32;
   static constexpr int kSumPitch = kTokens + 1;  // against bank conflicts
   static constexpr int kSumsBytes = kWarps * kRoundColumns * kSumPitch * 4;
-  static constexpr bool kMoments = !kInt8Rows;
+  static constexpr bool kMoments = sizeof(T) == 2 && !kInt8Rows;
   static constexpr int kMomentsBytes = kMoments ? kWarps * kTokens * static_cast<int>(sizeof(Moments)) : 0;
   static constexpr int kStages = 3;
   static constexpr int kStageBytes = kTokens * kPieceRowBytes;
@@ -171,10 +173,8 @@ class Block {
           const uint4 low = w_[i][half][0], high = w_[i][half][1];
 #pragma unroll
           for (int j = 0; j < C::kBlocks; ++j) {
-            Mma<typename C::Element>::Run(sums_[i][j], {low.x, high.x, low.y, high.y}, x[half][j].x,
-                                          x[half][j].y);
-            Mma<typename C::Element>::Run(sums_[i][j], {low.z, high.z, low.w, high.w}, x[half][j].z,
-                                          x[half][j].w);
+            Multiply(sums_[i][j], {low.x, high.x, low.y, high.y}, x[half][j].x, x[half][j].y);
+            Multiply(sums_[i][j], {low.z, high.z, low.w, high.w}, x[half][j].z, x[half][j].w);
           }
           if (next < steps) LoadWeights(next, half, i);
         }
@@ -192,6 +192,17 @@ class Block {
         if (next < steps) load(next, half);
       }
     }
+  }
+  static __device__ __forceinline__ void Multiply(typename C::Sum (&sums)[4], const uint32_t (&w)[4],
+                                                  uint32_t x0, uint32_t x1) {
+    using M = Mma<typename C::Element>;
+    if constexpr (std::is_same_v<typename C::Element, float>) {
+      const Tf32Parts a[] = {Tf32Parts(w[0]), Tf32Parts(w[1]), Tf32Parts(w[2]), Tf32Parts(w[3])};
+      const Tf32Parts b[] = {Tf32Parts(x0), Tf32Parts(x1)};
+      M::Run(sums, {a[0].high, a[1].high, a[2].high, a[3].high}, b[0].low, b[1].low);
+      M::Run(sums, {a[0].low, a[1].low, a[2].low, a[3].low}, b[0].high, b[1].high);
+    }
+    M::Run(sums, w, x0, x1);
   }
   // Pairs of values of row g, of which `left` values and more are there from where value i lies `at(i)`.
   template <int kWords, typename At>

@@ -96,8 +96,11 @@ Arithmetic ArithmeticOf(const Problem& p, const Operands& o, const Plan& plan, P
       (packing == Packing::kHalf && (p.tw != p.t || p.norm == NormType::kLayerNorm)) ||
       (packing != Packing::kInt8Activations && o.gamma != nullptr);
   a.rows_rounded = plan.rows == Rows::kNormalised;
-  if (weights_rounded || a.rows_rounded)
-    a.operand = packing == Packing::kTf32 ? kTf32Rounding : RoundingOf(p.t);
+  if (packing == Packing::kTf32) {
+    a.operand = plan.family == Family::kStream ? kTf32RemainderRounding : kTf32Rounding;
+  } else if (weights_rounded || a.rows_rounded) {
+    a.operand = RoundingOf(p.t);
+  }
   a.mean_last = p.norm != NormType::kNone && (plan.rows == Rows::kInput || plan.rows == Rows::kPadded);
   return a;
 }

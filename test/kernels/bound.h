@@ -16,6 +16,7 @@ namespace qkvgemm::support {
 
 constexpr double kFloatRounding = 0x1p-24;
 constexpr double kTf32Rounding = 0x1p-11;
+constexpr double kTf32RemainderRounding = 0x1p-22;  // where products with the remainders are added
 
 QKVGEMM_HOST_DEVICE inline double RoundingOf(DType t) {
   return t == DType::kFloat ? kFloatRounding : t == DType::kFloat16 ? 0x1p-11 : 0x1p-8;
