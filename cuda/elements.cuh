@@ -59,6 +59,11 @@ __device__ __forceinline__ float PackTf32(float v) {
   return __uint_as_float(((bits + 0x1000u) & 0xffffe000u) | (bits & 0x1fffu));
 }
 
+// The value; bit 12 tells that the upper bits were rounded up.
+__device__ __forceinline__ float UnpackTf32(uint32_t packed) {
+  return __uint_as_float(packed - ((packed & 0x1000u) << 1));
+}
+
 // A packed value in two parts, both of which matrix instructions read nearly as they are (the second to 11
 // bits). Infinities and NaN have none: products of their parts with zeros would be NaN.
 struct Tf32Parts {
@@ -66,8 +71,7 @@ struct Tf32Parts {
 
   __device__ __forceinline__ explicit Tf32Parts(uint32_t packed) {
     const bool finite = fabsf(__uint_as_float(packed)) < INFINITY;
-    const uint32_t value = packed - ((packed & 0x1000u) << 1);  // bit 12: it was rounded up
-    const float rest = __uint_as_float(value) - __uint_as_float(packed & 0xffffe000u);
+    const float rest = UnpackTf32(packed) - __uint_as_float(packed & 0xffffe000u);
     high = finite ? packed : 0u;
     low = finite ? __float_as_uint(rest) + 0x1000u : 0u;
   }

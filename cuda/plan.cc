@@ -36,13 +36,15 @@ struct Tile {
   int columns, rows;
 };
 constexpr Tile kTiles[] = {
-    {Family::kStream, 16, 8},    {Family::kStream, 32, 8},    {Family::kStream, 48, 8},
-    {Family::kStream, 96, 8},    {Family::kStream, 16, 16},   {Family::kStream, 32, 16},
-    {Family::kStream, 48, 16},   {Family::kStream, 96, 16},   {Family::kHopper, 64, 16},
-    {Family::kHopper, 128, 16},  {Family::kHopper, 64, 32},   {Family::kHopper, 128, 32},
-    {Family::kHopper, 64, 64},   {Family::kHopper, 128, 64},  {Family::kHopper, 128, 128},
-    {Family::kHopper, 192, 128}, {Family::kHopper, 128, 256}, {Family::kTile, 64, 32},
-    {Family::kTile, 64, 64},     {Family::kTile, 128, 64},    {Family::kTile, 128, 128}};
+    {Family::kStream, 16, 1},    {Family::kStream, 32, 1},    {Family::kStream, 48, 1},
+    {Family::kStream, 96, 1},    {Family::kStream, 16, 8},    {Family::kStream, 32, 8},
+    {Family::kStream, 48, 8},    {Family::kStream, 96, 8},    {Family::kStream, 16, 16},
+    {Family::kStream, 32, 16},   {Family::kStream, 48, 16},   {Family::kStream, 96, 16},
+    {Family::kHopper, 64, 16},   {Family::kHopper, 128, 16},  {Family::kHopper, 64, 32},
+    {Family::kHopper, 128, 32},  {Family::kHopper, 64, 64},   {Family::kHopper, 128, 64},
+    {Family::kHopper, 128, 128}, {Family::kHopper, 192, 128}, {Family::kHopper, 128, 256},
+    {Family::kTile, 64, 32},     {Family::kTile, 64, 64},     {Family::kTile, 128, 64},
+    {Family::kTile, 128, 128}};
 
 Plan PlanOf(const Tile& tile, Rows rows) {
   Plan plan;
@@ -107,11 +109,13 @@ double Cost(const Problem& p, const Plan& plan, Packing packing, int multiproces
   return HopperCost(p, plan, packing, multiprocessors);
 }
 
-bool ServesRows(const Plan& plan, const Problem& p) {
+bool ServesRows(const Plan& plan, const Problem& p, Packing packing) {
   if (p.m > kLongest) return false;
-  if (plan.family == Family::kStream)
-    // Eight rows in tiles of 16 would only waste work.
-    return p.m <= plan.tile_rows && (p.m > 8 || plan.tile_rows == 8);
+  if (plan.family == Family::kStream) {
+    // Eight rows in tiles of 16 would only waste work. One row of floats alone has a tile of its own.
+    const bool one = packing == Packing::kTf32 && p.m == 1;
+    return plan.tile_rows == (one ? 1 : p.m <= 8 ? 8 : 16) && p.m <= plan.tile_rows;
+  }
   // Outputs that nobody wants bound neither rows nor columns.
   return CeilDiv(p.m, plan.tile_rows) * CeilDiv(p.n, plan.tile_columns) <= kLongest;
 }
@@ -142,7 +146,7 @@ bool Serves(const Plan& plan, const Problem& p, const Device& device, Packing pa
   if (plan.rows != RowsOf(p, packing, aligned)) return false;
   const bool there =
       std::ranges::any_of(kTiles, [&plan](const Tile& tile) { return PlanOf(tile, plan.rows) == plan; });
-  return there && ServesRows(plan, p) && ServesDevice(plan, device);
+  return there && ServesRows(plan, p, packing) && ServesDevice(plan, device);
 }
 
 std::vector<Plan> Candidates(const Problem& p, const Device& device, Packing packing, bool aligned) {

@@ -8,7 +8,8 @@
 // - kHalf, kInt8Activations, kTf32: lane (g, t) takes chunks t and 4 + t of columns g and g + 8, and
 //   the same chunks of the input's row g, straight from memory as well.
 //   Floats keep their digits: memory is what takes time, so that products with what TensorFloat32 leaves out
-//   of either operand come free.
+//   of either operand come free. One row of floats is multiplied without matrix instructions, whose sums are
+//   cut off and not rounded.
 // - kInt8: W lies in fragment order, and gamma beside; the rows come through a ring in shared memory, one for
 // each warp.
 #include "cuda/elements.cuh"
@@ -43,7 +44,9 @@ struct Config {
   using Sum = typename Mma<Element>::Accumulator;
   static constexpr int kGroups = kGroups_, kTokens = kTokens_;
   static constexpr int kColumns = kGroups * kGroupColumns;
-  static constexpr int kBlocks = kTokens / 8;               // matrix instructions along the rows of the input
+  static constexpr bool kOneRow = kTokens == 1;  // without matrix instructions
+  static constexpr int kBlocks =
+      kOneRow ? 1 : kTokens / 8;                            // matrix instructions along the rows of the input
   static constexpr int kPiecesPerStep = kWiden ? 2 : 1;     // of W, along K
   static constexpr int kPieceVectors = kWiden ? 256 : 512;  // of 16 bytes
   static constexpr int kGroupVectors = kPieceVectors / 4;   // of a piece
@@ -156,7 +159,7 @@ class Block {
       const int64_t at = RowByte(step, half);
 #pragma unroll
       for (int j = 0; j < C::kBlocks; ++j) {
-        const int row = j * 8 + g_;
+        const int row = C::kOneRow ? 0 : j * 8 + g_;
         x[half][j] = uint4{0, 0, 0, 0};
         if (row < p_.m && at < p_.row_bytes)
           x[half][j] =
@@ -173,6 +176,11 @@ class Block {
           const uint4 low = w_[i][half][0], high = w_[i][half][1];
 #pragma unroll
           for (int j = 0; j < C::kBlocks; ++j) {
+            if constexpr (C::kOneRow) {
+              MultiplyRow(sums_[i][j][0], low, x[half][j]);
+              MultiplyRow(sums_[i][j][2], high, x[half][j]);
+              continue;
+            }
             Multiply(sums_[i][j], {low.x, high.x, low.y, high.y}, x[half][j].x, x[half][j].y);
             Multiply(sums_[i][j], {low.z, high.z, low.w, high.w}, x[half][j].z, x[half][j].w);
           }
@@ -203,6 +211,12 @@ class Block {
       M::Run(sums, {a[0].low, a[1].low, a[2].low, a[3].low}, b[0].high, b[1].high);
     }
     M::Run(sums, w, x0, x1);
+  }
+  static __device__ __forceinline__ void MultiplyRow(float& sum, const uint4& w, const uint4& x) {
+    sum = fmaf(UnpackTf32(w.x), UnpackTf32(x.x), sum);
+    sum = fmaf(UnpackTf32(w.y), UnpackTf32(x.y), sum);
+    sum = fmaf(UnpackTf32(w.z), UnpackTf32(x.z), sum);
+    sum = fmaf(UnpackTf32(w.w), UnpackTf32(x.w), sum);
   }
   // Pairs of values of row g, of which `left` values and more are there from where value i lies `at(i)`.
   template <int kWords, typename At>
@@ -316,9 +330,17 @@ class Block {
       for (int i = 0; i < C::kRoundGroups; ++i)
 #pragma unroll
         for (int j = 0; j < C::kBlocks; ++j) {
-          const auto& d = sums_[round * C::kRoundGroups + i][j];
+          auto& d = sums_[round * C::kRoundGroups + i][j];
           auto* to =
               sums + (warp_ * C::kRoundColumns + i * kGroupColumns + g_) * C::kSumPitch + j * 8 + t_ * 2;
+          if constexpr (C::kOneRow) {
+            for (int o = 1; o <= 2; o *= 2) {
+              d[0] += __shfl_xor_sync(~0u, d[0], o);
+              d[2] += __shfl_xor_sync(~0u, d[2], o);
+            }
+            if (t_ == 0) to[0] = d[0], to[8 * C::kSumPitch] = d[2];
+            continue;
+          }
           to[0] = d[0], to[1] = d[1];
           to += 8 * C::kSumPitch;
           to[0] = d[2], to[1] = d[3];
@@ -427,6 +449,8 @@ cudaError_t RunPacking(const Plan& plan, Packing packing, const Params& p, cudaS
 }
 template <>
 cudaError_t RunPacking<float>(const Plan& plan, Packing packing, const Params& p, cudaStream_t stream) {
+  if (packing == Packing::kTf32 && plan.tile_rows == 1)
+    return RunColumns<float, Packing::kTf32, 1>(plan, p, stream);
   return packing == Packing::kTf32 ? RunRows<float, Packing::kTf32>(plan, p, stream)
                                    : RunRows<float, Packing::kInt8Activations>(plan, p, stream);
 }

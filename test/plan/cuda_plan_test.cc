@@ -119,7 +119,7 @@ void CheckTf32() {
     int64_t m;
     const char* plan;
   };
-  static constexpr Expected kExpected[] = {{{90, 132}, 1, "stream 96x8, rows normalised"},
+  static constexpr Expected kExpected[] = {{{90, 132}, 1, "stream 96x1, rows normalised"},
                                            {{90, 132}, 4096, "hopper 128x256, rows normalised"},
                                            {{80, 108}, 4096, "tile 128x128, rows normalised"},
                                            {{75, 40}, 4096, "generic, rows float"},
