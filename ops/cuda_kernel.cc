@@ -138,7 +138,8 @@ std::string DeviceName(int ordinal) {
   return name;
 }
 
-constexpr const char* kPackings[] = {"none", "half", "int8", "int8 activations"};
+// By cuda::Packing.
+constexpr const char* kPackings[] = {"none", "half", "int8", "int8 activations", "tf32"};
 
 // The variable by which cuBLAS, and with it ONNX Runtime's own products, is told to leave float32 as it is.
 bool MayRoundToTf32() {
