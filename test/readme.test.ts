@@ -43,7 +43,7 @@ describe('README.md', () => {
     for (const command of commands) {
       const [name, ...args] = command.replace(/ +#.*$/, '').split(/ +/);
       expect(name, command).to.equal('qkvgemm');
-      const { code, stderr } = qkvgemm(args, { cwd: folder() });
+      const { code, stderr } = qkvgemm(args, { cwd: folder(), env: { QKVGEMM_CACHE_DIR: folder() } });
       expect(stderr, command).to.equal('');
       expect(code, command).to.equal(0);
     }
@@ -59,7 +59,7 @@ describe('README.md', () => {
   });
 
   it('names every flag and exit code of the command, and no other', () => {
-    const { stdout } = qkvgemm(['fuse', '--help']);
+    const stdout = ['fuse', 'tune'].map((command) => qkvgemm([command, '--help']).stdout).join();
     const flags = (text: string): Set<string> =>
       new Set([...text.matchAll(/(?<![\w-])--[a-z][a-z-]*/g)].map((match) => match[0]));
     const known = flags(stdout);
