@@ -177,6 +177,20 @@ Plan MakePlan(const Problem& p, const Device& device, Packing packing, bool alig
   return Candidates(p, device, packing, aligned).front();
 }
 
+std::vector<Plan> Alternatives(const Problem& p, const Device& device, Packing packing, bool aligned) {
+  std::vector<Plan> plans;
+  for (const Plan& plan : Candidates(p, device, packing, aligned)) {
+    const bool first = plans.empty();
+    // The generic family is for what no other serves.
+    if (!first && plan.family == Family::kGeneric) continue;
+    // kStream alone multiplies what TensorFloat32 leaves out.
+    const bool rounds = packing == Packing::kTf32 && plan.family != Family::kStream;
+    if (!first && rounds && plans.front().family == Family::kStream) continue;
+    plans.push_back(plan);
+  }
+  return plans;
+}
+
 bool ComputesStatistics(const Plan& plan) {
   if (plan.rows != Rows::kInput && plan.rows != Rows::kPadded) return false;
   return plan.family == Family::kStream ||

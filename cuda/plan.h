@@ -66,6 +66,10 @@ Plan MakePlan(const Problem& problem, const Device& device, Packing packing, boo
 // All plans that serve the problem, MakePlan's own first: for tests and benchmarks.
 std::vector<Plan> Candidates(const Problem& problem, const Device& device, Packing packing, bool aligned);
 
+// The candidates that may be taken in place of MakePlan's, which comes first, where they are found to be
+// faster, since they promise results as accurate; in the order of Candidates.
+std::vector<Plan> Alternatives(const Problem& problem, const Device& device, Packing packing, bool aligned);
+
 // Whether a plan, wherever it comes from, can compute the problem.
 bool Serves(const Plan& plan, const Problem& problem, const Device& device, Packing packing, bool aligned);
 

@@ -302,7 +302,7 @@ void CudaKernel::PackConstants(const OrtKernelInfo* info) {
 }
 
 // The name of the plan that was timed to be best; null where estimates decide. The caller holds the mutex.
-const std::string* CudaKernel::TunedName(const Call& call, const std::vector<cuda::Plan>& candidates) const {
+const std::string* CudaKernel::TunedName(const Call& call, const std::vector<cuda::Plan>& plans) const {
   if (mode_ == tuning::Mode::kOff) return nullptr;
   const auto bucket = std::pair(tuning::RowBucket(call.problem.m), call.aligned);
   auto known = tuned_.find(bucket);
@@ -310,16 +310,16 @@ const std::string* CudaKernel::TunedName(const Call& call, const std::vector<cud
     const std::string packing =
         std::string(kPackings[static_cast<int>(packing_)]) + (call.aligned ? ", aligned" : ", not aligned");
     const std::string key = tuning::KeyOf(DeviceName(ordinal_), call.problem, packing);
-    const auto serves = [&candidates](const tuning::Entry& entry) {
+    const auto serves = [&plans](const tuning::Entry& entry) {
       return std::ranges::any_of(
-          candidates, [&entry](const cuda::Plan& plan) { return cuda::ToString(plan) == entry.plan; });
+          plans, [&entry](const cuda::Plan& plan) { return cuda::ToString(plan) == entry.plan; });
     };
     tuning::Cache& cache = tuning::SharedCache();
     std::optional<tuning::Entry> entry = cache.Find(key);
     if (mode_ == tuning::Mode::kOn && !(entry && serves(*entry))) {
       // What is captured does not run. A later call, or that of another session, may time.
       if (IsCapturing(call.stream)) return nullptr;
-      entry = cache.FindOrTime(key, serves, [&] { return Time(call, candidates); });
+      entry = cache.FindOrTime(key, serves, [&] { return Time(call, plans); });
     }
     known = tuned_.emplace(bucket, entry ? entry->plan : "").first;
   }
@@ -328,19 +328,16 @@ const std::string* CudaKernel::TunedName(const Call& call, const std::vector<cud
 
 // The operands are those of the call, which writes its outputs again afterwards.
 std::optional<tuning::Entry> CudaKernel::Time(const Call& call,
-                                              const std::vector<cuda::Plan>& candidates) const {
+                                              const std::vector<cuda::Plan>& alternatives) const {
   try {
     const RelaxedCapture relaxed;
     std::vector<cuda::Plan> plans;
     std::vector<std::string> names;
     size_t scratch_bytes = 0;
-    std::map<cuda::Family, int> of_family;
-    for (const cuda::Plan& plan : candidates) {
-      // Candidates come in the order of their estimates within a family; the generic one, the last, is for
-      // what no other serves.
-      constexpr int kMostOfFamily = 4;
-      if (++of_family[plan.family] > kMostOfFamily) continue;
-      if (plan.family == cuda::Family::kGeneric && !plans.empty()) continue;
+    for (const cuda::Plan& plan : alternatives) {
+      // Within a family they come in the order of their estimates.
+      constexpr std::ptrdiff_t kMostOfFamily = 4;
+      if (std::ranges::count(plans, plan.family, &cuda::Plan::family) == kMostOfFamily) continue;
       plans.push_back(plan);
       names.push_back(cuda::ToString(plan));
       scratch_bytes = std::max(scratch_bytes, cuda::ScratchBytes(call.problem, plan));
@@ -375,14 +372,14 @@ std::optional<tuning::Entry> CudaKernel::Time(const Call& call,
 cuda::Plan CudaKernel::PlanFor(const Call& call) const {
   const std::lock_guard lock(planned_mutex_);
   if (planned_.m == call.problem.m && planned_.aligned == call.aligned) return planned_.plan;
-  const std::vector<cuda::Plan> candidates = cuda::Candidates(call.problem, device_, packing_, call.aligned);
-  cuda::Plan plan = candidates.front();
-  const std::string* const name = TunedName(call, candidates);
+  const std::vector<cuda::Plan> plans = cuda::Alternatives(call.problem, device_, packing_, call.aligned);
+  cuda::Plan plan = plans.front();
+  const std::string* const name = TunedName(call, plans);
   if (name != nullptr) {
-    // A name of the bucket that does not serve these rows names none of their candidates.
-    const auto named = std::ranges::find_if(
-        candidates, [name](const cuda::Plan& candidate) { return cuda::ToString(candidate) == *name; });
-    if (named != candidates.end()) plan = *named;
+    // A name of the bucket that does not serve these rows names none of theirs.
+    const auto named =
+        std::ranges::find_if(plans, [name](const cuda::Plan& p) { return cuda::ToString(p) == *name; });
+    if (named != plans.end()) plan = *named;
   }
   if (name != nullptr || mode_ == tuning::Mode::kOff) planned_ = {call.problem.m, call.aligned, plan};
   return plan;

@@ -49,8 +49,8 @@ class CudaKernel final : public Kernel {
     cudaStream_t stream;
   };
   cuda::Plan PlanFor(const Call& call) const;
-  const std::string* TunedName(const Call& call, const std::vector<cuda::Plan>& candidates) const;
-  std::optional<tuning::Entry> Time(const Call& call, const std::vector<cuda::Plan>& candidates) const;
+  const std::string* TunedName(const Call& call, const std::vector<cuda::Plan>& plans) const;
+  std::optional<tuning::Entry> Time(const Call& call, const std::vector<cuda::Plan>& alternatives) const;
   void Run(OrtKernelContext* context, const Problem& problem, const Operands& operands) const override;
 
   // What was planned last for the constant weights, since the next call often has as many rows.

@@ -1,4 +1,5 @@
 // Plans of the CUDA kernels over many shapes, types and devices; needs no GPU. Exits 1 if a plan is wrong.
+#include <algorithm>
 #include <cstdio>
 #include <limits>
 #include <random>
@@ -40,6 +41,19 @@ void CheckPlans(const Problem& p, const Device& d, Packing packing, bool aligned
   const std::vector<Plan> all = Candidates(p, d, packing, aligned);
   Expect(!all.empty() && all.front() == chosen, "MakePlan's plan is not the first candidate", p, d, packing,
          aligned, chosen);
+  const std::vector<Plan> alternatives = Alternatives(p, d, packing, aligned);
+  Expect(!alternatives.empty() && alternatives.front() == chosen,
+         "MakePlan's plan is not the first alternative", p, d, packing, aligned, chosen);
+  for (const Plan& plan : alternatives) {
+    Expect(std::ranges::find(all, plan) != all.end(), "an alternative is no candidate", p, d, packing,
+           aligned, plan);
+    Expect(plan == chosen || plan.family != Family::kGeneric, "generic as an alternative", p, d, packing,
+           aligned, plan);
+    Expect(plan.rows == chosen.rows, "an alternative rounds rows differently", p, d, packing, aligned, plan);
+    Expect(packing != Packing::kTf32 || p.m > 16 || chosen.family != Family::kStream ||
+               plan.family == Family::kStream,
+           "an alternative rounds few float rows to TensorFloat32", p, d, packing, aligned, plan);
+  }
   for (size_t i = 0; i < all.size(); ++i, ++plans) {
     Expect(Serves(all[i], p, d, packing, aligned), "a candidate does not serve", p, d, packing, aligned,
            all[i]);
