@@ -59,6 +59,9 @@ describe('tuning on CUDA', function () {
       for (const entry of entries) {
         expect(field(entry, 'device')).to.match(/ sm_\d+, \d+ multiprocessors, driver .* for CUDA \d+$/);
         expect(entry.plan).to.match(/^(stream|tile|hopper) \d+x\d+, rows /);
+        // Up to 16 rows of floats keep their accuracy, which stream plans alone do.
+        if (form.type === DataType.float && Number(field(entry, 'rows')) <= 16)
+          expect(entry.plan).to.match(/^stream /);
       }
       const text = fs.readFileSync(tuningFile(folder()), 'utf8');
       for (const rows of [1, 25, 200]) await check(spec(rows, form), 'cached');
