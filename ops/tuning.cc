@@ -1,6 +1,7 @@
 #include "ops/tuning.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -8,10 +9,12 @@
 #include <atomic>
 #include <bit>
 #include <cerrno>
+#include <chrono>
 #include <cstdlib>
 #include <ctime>
 #include <filesystem>
 #include <memory>
+#include <thread>
 
 namespace qkvgemm::tuning {
 namespace {
@@ -20,7 +23,9 @@ namespace {
 constexpr size_t kLongestFile = size_t{4} << 20;
 constexpr double kNoise = 0.03;
 constexpr int kRounds = 7;
-constexpr double kMostMicroseconds = 2e6;  // of all runs of one key
+constexpr int kFewestRounds = 3;
+constexpr double kMostMicroseconds =
+    2e6;  // of kRounds rounds; where they would take longer, kFewestRounds do
 
 std::string Environment(const char* name) {
   const char* const value = std::getenv(name);
@@ -84,20 +89,41 @@ bool WriteAll(int handle, std::string_view text) {
   return fsync(handle) == 0;
 }
 
+// Keeps other processes from writing between the reading and the writing of a file. Of the folder, which
+// stays while the file is replaced. Where it cannot be had, or its holder is stopped, an entry that is
+// written at the same time may be lost, which is no reason to wait for ever.
+class FolderLock {
+ public:
+  explicit FolderLock(const std::string& folder) : folder_(folder, O_RDONLY | O_DIRECTORY) {
+    constexpr auto kPause = std::chrono::milliseconds(2);
+    for (int attempt = 0; attempt < 500; ++attempt) {
+      if (flock(folder_.handle(), LOCK_EX | LOCK_NB) == 0 || (errno != EWOULDBLOCK && errno != EINTR)) return;
+      std::this_thread::sleep_for(kPause);
+    }
+  }
+
+ private:
+  const File folder_;
+};
+
 // Nobody ever sees a part of it: a file beside takes the text and then the name.
 bool ReplaceFile(const std::string& path, std::string_view text) {
   static std::atomic<unsigned> count{0};
-  std::error_code error;
-  std::filesystem::create_directories(std::filesystem::path(path).parent_path(), error);
-  const std::string beside = path + "." + std::to_string(getpid()) + "." + std::to_string(count++) + ".tmp";
-  bool written = false;
-  {
-    const File file(beside, O_WRONLY | O_CREAT | O_EXCL);
-    if (file.handle() < 0) return false;
-    written = WriteAll(file.handle(), text);
+  // A process that was killed may have left such a file, and had the same number, as in a container.
+  constexpr int kMostAttempts = 16;
+  for (int attempt = 0; attempt < kMostAttempts; ++attempt) {
+    const std::string beside = path + "." + std::to_string(getpid()) + "." + std::to_string(count++) + ".tmp";
+    bool written = false;
+    {
+      const File file(beside, O_WRONLY | O_CREAT | O_EXCL);
+      if (file.handle() < 0 && errno == EEXIST) continue;
+      if (file.handle() < 0) return false;
+      written = WriteAll(file.handle(), text);
+    }
+    if (written && std::rename(beside.c_str(), path.c_str()) == 0) return true;
+    unlink(beside.c_str());
+    return false;
   }
-  if (written && std::rename(beside.c_str(), path.c_str()) == 0) return true;
-  unlink(beside.c_str());
   return false;
 }
 
@@ -199,6 +225,10 @@ bool Cache::Keep(const std::string& key, const Entry& entry) {
   const std::lock_guard lock(mutex_);
   bool written = false;
   if (!file_.empty()) {
+    const std::string folder = std::filesystem::path(file_).parent_path();
+    std::error_code error;
+    std::filesystem::create_directories(folder, error);
+    const FolderLock folder_lock(folder);
     Entries merged = ReadEntries(file_);
     merged[key] = entry;
     std::string text = Write(merged);
@@ -245,7 +275,7 @@ Cache& SharedCache() {
 Entry TimePlans(std::span<const std::string> plans, const std::function<double(size_t)>& run) {
   double warm_up = 0;
   for (size_t i = 0; i < plans.size(); ++i) warm_up += run(i);
-  const int rounds = warm_up * kRounds <= kMostMicroseconds ? kRounds : 3;
+  const int rounds = warm_up * kRounds <= kMostMicroseconds ? kRounds : kFewestRounds;
   std::vector<std::vector<double>> times(plans.size());
   for (int round = 0; round < rounds; ++round)
     for (size_t i = 0; i < plans.size(); ++i) times[i].push_back(run(i));

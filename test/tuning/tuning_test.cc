@@ -165,7 +165,13 @@ void CheckCache(const fs::path& folder) {
   const fs::path file = folder / "deep" / "er" / "tuning.json";
   Cache first(file), second(file);
   Expect(!first.Find("a") && !fs::exists(file), "nothing is there, and nothing is made by looking");
-  Expect(first.Keep("a", kEntry) && second.Find("a") == kEntry, "another cache finds it");
+  fs::create_directories(file.parent_path());
+  for (int i = 0; i < 8; ++i)
+    std::ofstream(file.string() + "." + std::to_string(getpid()) + "." + std::to_string(i) + ".tmp") << "x";
+  Expect(first.Keep("a", kEntry) && second.Find("a") == kEntry,
+         "another cache finds it, whatever lies beside");
+  for (int i = 0; i < 8; ++i)
+    fs::remove(file.string() + "." + std::to_string(getpid()) + "." + std::to_string(i) + ".tmp");
   Expect(second.Keep("b", kEntry), "kept");
   Expect(first.Find("b") == kEntry && Cache(file).Find("a") == kEntry, "what others wrote is kept");
   for (const char* damage : {"", "{", "{\"version\":2,\"entries\":[]}"}) {
@@ -177,8 +183,15 @@ void CheckCache(const fs::path& folder) {
   std::ofstream(file) << Write({{"a", kEntry}}) << std::string(size_t{5} << 20, ' ');
   Expect(!Cache(file).Find("a"), "a file beyond all measure is not read");
   Entries many;
-  for (int i = 0; i < 40000; ++i) many["key " + std::to_string(i)] = kEntry;
-  Expect(Write(many).size() > size_t{4} << 20, "the test's own");
+  const size_t entry_bytes = Write({{"key 0000000", kEntry}, {"key 0000001", kEntry}}).size() -
+                             Write({{"key 0000000", kEntry}}).size();
+  for (size_t i = 0; (i + 2) * entry_bytes < size_t{4} << 20; ++i)
+    many["key " + std::to_string(1000000 + i)] = kEntry;
+  std::ofstream(file) << Write(many);
+  Expect(Cache(file).Find("key 1000000") == kEntry, "a file that is nearly full is read");
+  for (const char* key : {"one more", "two more", "three more", "four more"})
+    Expect(Cache(file).Keep(key, kEntry) && Cache(file).Find(key) == kEntry, "a full file begins anew");
+  Expect(!Cache(file).Find("key 1000000"), "without what it held");
   fs::remove(file);
   fs::create_directory(file);
   Expect(!Cache(file).Find("a") && !Cache(file).Keep("a", kEntry), "a folder in its place");
@@ -215,6 +228,8 @@ void CheckAtOnce(const fs::path& folder) {
     waitpid(child, &status, 0);
     Expect(status == 0, "a writer's end");
   }
+  const auto all = Read(TextOf(file));
+  Expect(all && all->size() == 151, "each writer's entries are kept");
   const auto any = [](const Entry&) { return true; };
   Cache cache(file);
   int timed = 0;
