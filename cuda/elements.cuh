@@ -55,7 +55,7 @@ __device__ __forceinline__ void Unpack2(uint32_t pair, float& a, float& b) {
 // whose lower 13 are those of the value itself: nothing is lost. What would round to infinity is cut off.
 __device__ __forceinline__ float PackTf32(float v) {
   const uint32_t bits = __float_as_uint(v);
-  if (!(fabsf(v) < 0x1.fffp127f)) return __uint_as_float(isnan(v) ? 0x7fc00000u : bits & 0xffffe000u);
+  if (!(fabsf(v) < 0x1.ffep127f)) return __uint_as_float(isnan(v) ? 0x7fc00000u : bits & 0xffffe000u);
   return __uint_as_float(((bits + 0x1000u) & 0xffffe000u) | (bits & 0x1fffu));
 }
 
