@@ -86,8 +86,15 @@ describe('qkvgemm tune', function () {
       [['--rows', '1'], 1, '--rows is for the one dimension that --dims leaves open; here that is a, b'],
       [['--dims', 'a=1,b=1', '--rows', '1'], 1, 'here that is none'],
       [['--dims', 'a'], 2, "expected NAME=SIZE, found 'a'"],
-      [['--dims', 'a=0'], 2, "expected a size from 1 on, found '0'"],
-      [['--rows', '1,x'], 2, "expected a size from 1 on, found 'x'"],
+      [['--dims', 'a=0'], 2, "expected a number from 1 to 999999999, found '0'"],
+      [['--rows', '1,x'], 2, "expected a number from 1 to 999999999, found 'x'"],
+      [['--dims', 'a=1,a=2'], 2, "'a' has two sizes; repeat the option for another run"],
+      [
+        ['--dims', 'a=1', '--rows', '999999999'],
+        1,
+        'would be 1 x 999999999 x 48; expected at most 2^30 elements',
+      ],
+      [['--threads', '1025'], 2, "expected a number from 1 to 1024, found '1025'"],
       [['--provider', 'gpu'], 2, 'Allowed choices are cpu, cuda'],
     ] as const) {
       const outcome = tune(file, ...args);
@@ -96,11 +103,69 @@ describe('qkvgemm tune', function () {
     }
   });
 
-  it('fails where nothing can be kept', () => {
-    const file = model([1, 2, 48]);
+  it('adds up rows that are given apart, and allows spaces', () => {
+    const file = model(['a', 'b', 48]);
+    const { code, stdout, stderr } = tune(
+      file,
+      ...['--dims', 'a=1', '--rows', '1, 2', '--rows', '7', '--json'],
+    );
+    expect(stderr).to.equal('');
+    expect(code).to.equal(0);
+    expect((JSON.parse(stdout) as Result).runs).to.deep.equal([1, 2, 7].map((b) => ({ a: 1, b })));
+    expect(tune(file, '--dims', 'b=2, a=1').code).to.equal(0);
+  });
+
+  it('takes a dimension by any name', () => {
+    const file = model(['toString', 'b', 48]);
+    expect(tune(file, '--rows', '1').stderr).to.contain(
+      'here that is toString, b. Give all others a size there.',
+    );
+    expect(tune(file, '--dims', 'toString=2', '--rows', '1').code).to.equal(0);
+  });
+
+  it('fails before it times where nothing can be kept, whatever is there already', () => {
+    const file = model([1, 'n', 48]);
     fs.writeFileSync(cache(), 'x');
-    const { code, stderr } = tune(file);
-    expect(stderr).to.contain(`Nothing could be kept in '${tuningFile(cache())}'`);
-    expect(code).to.equal(1);
+    const expectFailure = (reason: string): void => {
+      const { code, stdout, stderr } = tune(file, '--rows', '2', '--json');
+      expect(stderr)
+        .to.contain(`What is found cannot be kept in '${tuningFile(cache())}': ${reason}`)
+        .and.to.contain('Set QKVGEMM_CACHE_DIR');
+      expect(JSON.parse(stdout)).to.have.nested.property('error.code', 'FILE_NOT_WRITABLE');
+      expect(code).to.equal(1);
+    };
+    expectFailure('EEXIST');
+    fs.rmSync(cache());
+    fs.mkdirSync(tuningFile(cache()), { recursive: true });
+    expectFailure('it is a folder');
+  });
+
+  it('says so where a model has nothing to time', () => {
+    const form = { dims: [2, 48], n: 80, fed: ['weight'] } as const;
+    const file = path.join(folder(), 'fed.onnx');
+    fs.writeFileSync(file, qkvGemmModel(form, randomOperands(form)).bytes);
+    fs.mkdirSync(cache());
+    fs.writeFileSync(tuningFile(cache()), '{"version": 1, "entries": [{}]}'); // which is no entry
+    const { code, stdout, stderr } = tune(file);
+    expect(stderr).to.equal('');
+    expect(stdout).to.equal(
+      'Nothing was timed: no node that ran has constant weights and plans to choose from.\n',
+    );
+    expect(code).to.equal(0);
+  });
+
+  it('tells the entries of other devices and versions apart', () => {
+    const file = model([1, 'n', 48]);
+    expect(tune(file, '--rows', '2').code).to.equal(0);
+    const [entry] = tuned(cache());
+    if (entry === undefined) throw new Error('nothing was kept');
+    const other = {
+      ...entry,
+      key: entry.key.replace(/device=[^;]*; library=[^;]*/, 'device=D; library=0.0.0'),
+    };
+    fs.writeFileSync(tuningFile(cache()), JSON.stringify({ version: 1, entries: [entry, other] }));
+    const { stdout } = tune(file, '--rows', '2');
+    expect(stdout).to.match(/^D; version 0\.0\.0:$/m);
+    expect(stdout).to.match(/threads; version \d+\.\d+\.\d+\S*:$/m);
   });
 });

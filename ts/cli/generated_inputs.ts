@@ -5,6 +5,9 @@ import { QkvGemmError } from '../errors.js';
 /** Sizes of the dimensions that a model leaves open, by name. */
 export type Sizes = Record<string, number>;
 
+/** Elements of an input: beyond them memory is not there, or it takes minutes to fill. */
+const MOST_ELEMENTS = 2 ** 30;
+
 /** A dimension without a name is called by its input and axis. */
 const nameOf = (input: string, dim: number | string, axis: number): string =>
   typeof dim === 'string' && dim !== '' ? dim : `${input}:${axis}`;
@@ -81,6 +84,11 @@ export function generate(
         isOpen(dim) ? (sizes[nameOf(input.name, dim, axis)] ?? 1) : Number(dim),
       );
       const length = dims.reduce((product, dim) => product * dim, 1);
+      if (length > MOST_ELEMENTS)
+        throw new QkvGemmError(
+          'INVALID_ARGUMENT',
+          `Input '${input.name}' would be ${dims.join(' x ')}; expected at most 2^30 elements. Give smaller sizes.`,
+        );
       const integer = input.name.includes('mask') ? 1 : 0;
       return [input.name, make(length, dims, integer, () => numbers.next().value)];
     }),

@@ -6,7 +6,7 @@ import { QkvGemmError } from '../errors.js';
 import { EXIT } from './exit.js';
 import { fuseCommand, type FuseFlags } from './fuse.js';
 import { infoCommand } from './info.js';
-import { parseDims, parseSize, tuneCommand, type TuneFlags } from './tune.js';
+import { parseCount, parseDims, tuneCommand, type TuneFlags } from './tune.js';
 
 const HELP = `
 Exit codes:
@@ -22,6 +22,9 @@ Examples:
   qkvgemm tune model.fused.onnx --dims batch=1 --rows 1,16,128
   qkvgemm info --json
 `;
+
+/** Of a session, which starts as many as it is told to. */
+const MOST_THREADS = 1024;
 
 const { version } = createRequire(import.meta.url)('../../package.json') as { version: string };
 
@@ -79,10 +82,17 @@ export async function main(args: readonly string[]): Promise<number> {
         .argParser((text: string, all: TuneFlags['dims']) => [...all, parsed(parseDims, text)])
         .default([], 'none'),
     )
-    .option('--rows <counts>', 'sizes of the one dimension that --dims leaves open, a run each', (text) =>
-      text.split(',').map((count) => parsed(parseSize, count)),
+    .option(
+      '--rows <counts>',
+      'sizes of the one dimension that --dims leaves open, a run each',
+      (text, all: number[] | undefined) => [
+        ...(all ?? []),
+        ...text.split(',').map((count) => parsed(parseCount, count)),
+      ],
     )
-    .option('--threads <count>', "threads of the session's pool", (text) => parsed(parseSize, text))
+    .option('--threads <count>', "threads of the session's pool", (text) =>
+      parsed((count) => parseCount(count, MOST_THREADS), text),
+    )
     .option('--json', 'print one JSON object instead of text')
     .action(async (model: string, flags: TuneFlags) => {
       code = await tuneCommand(model, flags);

@@ -1,5 +1,6 @@
 /** `qkvgemm tune`: times the plans of a fused model's nodes on this machine, and keeps the best. */
 import fs from 'node:fs';
+import path from 'node:path';
 import Table from 'cli-table3';
 import type { InferenceSession, Tensor } from 'onnxruntime-node';
 import { QkvGemmError } from '../errors.js';
@@ -37,19 +38,22 @@ interface Shape {
 
 /** `batch=1,sequence=128` of the command line. */
 export function parseDims(text: string): Sizes {
-  return Object.fromEntries(
-    text.split(',').map((part) => {
-      const at = part.lastIndexOf('=');
-      if (at < 1) throw new Error(`expected NAME=SIZE, found '${part}'`);
-      return [part.slice(0, at), parseSize(part.slice(at + 1))];
-    }),
-  );
+  const sizes = new Map<string, number>();
+  for (const part of text.split(',')) {
+    const at = part.lastIndexOf('=');
+    const name = part.slice(0, Math.max(at, 0)).trim();
+    if (name === '') throw new Error(`expected NAME=SIZE, found '${part}'`);
+    if (sizes.has(name)) throw new Error(`'${name}' has two sizes; repeat the option for another run`);
+    sizes.set(name, parseCount(part.slice(at + 1)));
+  }
+  return Object.fromEntries(sizes);
 }
 
-/** A count of the command line. */
-export function parseSize(text: string): number {
-  if (!/^[1-9]\d{0,8}$/.test(text)) throw new Error(`expected a size from 1 on, found '${text}'`);
-  return Number(text);
+/** A size or a number of threads of the command line. */
+export function parseCount(text: string, most = 999_999_999): number {
+  const count = /^ *\d+ *$/.test(text) ? Number(text) : 0;
+  if (count < 1 || count > most) throw new Error(`expected a number from 1 to ${most}, found '${text}'`);
+  return count;
 }
 
 /** K and N of the QKVGemm nodes with constant weights, in the graph and its subgraphs. */
@@ -73,12 +77,42 @@ function shapesOf(graph: Graph, shapes = new Map<string, Shape>()): { nodes: num
 function entriesOf(file: string): Map<string, Entry> {
   try {
     const { version, entries } = JSON.parse(fs.readFileSync(file, 'utf8')) as {
-      version: number;
-      entries: Entry[];
+      version: unknown;
+      entries: unknown[];
     };
-    return new Map(version === 1 ? entries.map((entry) => [entry.key, entry]) : []);
+    return new Map(version === 1 && entries.every(isEntry) ? entries.map((entry) => [entry.key, entry]) : []);
   } catch {
     return new Map();
+  }
+}
+
+function isEntry(value: unknown): value is Entry {
+  const { key, plan, microseconds, heuristic, measured } = value as Partial<Entry>;
+  return (
+    [key, plan, heuristic?.plan, measured].every((text) => typeof text === 'string') &&
+    [microseconds, heuristic?.microseconds].every((number) => typeof number === 'number')
+  );
+}
+
+/** Fails where nothing could be kept, before anything is timed. */
+function checkCache(file: string): void {
+  if (file === '')
+    throw new QkvGemmError(
+      'FILE_NOT_WRITABLE',
+      'There is no folder for what is found: neither QKVGEMM_CACHE_DIR nor XDG_CACHE_HOME nor HOME is set.',
+    );
+  try {
+    const folder = path.dirname(file);
+    fs.mkdirSync(folder, { recursive: true });
+    fs.accessSync(folder, fs.constants.W_OK | fs.constants.X_OK);
+    if (fs.statSync(file, { throwIfNoEntry: false })?.isDirectory()) throw new Error('it is a folder');
+  } catch (error) {
+    throw new QkvGemmError(
+      'FILE_NOT_WRITABLE',
+      `What is found cannot be kept in '${file}': ${error instanceof Error ? error.message : String(error)}. ` +
+        'Set QKVGEMM_CACHE_DIR to a folder that can be written to.',
+      { cause: error },
+    );
   }
 }
 
@@ -102,7 +136,7 @@ function runsOf(flags: TuneFlags, inputs: readonly InferenceSession.ValueMetadat
         'INVALID_ARGUMENT',
         `--dims names '${unknown}', which is no dimension that the model leaves open; those are: ${names.join(', ') || 'none'}.`,
       );
-    const open = names.filter((name) => !(name in sizes));
+    const open = names.filter((name) => !Object.hasOwn(sizes, name));
     if (flags.rows === undefined) {
       if (open.length === 0) return [sizes];
       throw new QkvGemmError(
@@ -116,7 +150,8 @@ function runsOf(flags: TuneFlags, inputs: readonly InferenceSession.ValueMetadat
     if (rows === undefined || open.length > 1)
       throw new QkvGemmError(
         'INVALID_ARGUMENT',
-        `--rows is for the one dimension that --dims leaves open; here that is ${open.join(', ') || 'none'}.`,
+        `--rows is for the one dimension that --dims leaves open; here that is ${open.join(', ') || 'none'}. ` +
+          (open.length > 1 ? 'Give all others a size there.' : 'Leave --rows or a size out.'),
       );
     return flags.rows.map((count) => ({ ...sizes, [rows]: count }));
   });
@@ -169,15 +204,11 @@ export async function tuneCommand(file: string, flags: TuneFlags): Promise<numbe
       `'${file}' has no ${DOMAIN}.${OP} node, so that there is nothing to tune. Make them first: qkvgemm fuse ${file}`,
     );
   const cache = tuningFile();
-  if (cache === '')
-    throw new QkvGemmError(
-      'FILE_NOT_WRITABLE',
-      'There is no folder for what is found: neither QKVGEMM_CACHE_DIR nor XDG_CACHE_HOME nor HOME is set.',
-    );
+  checkCache(cache);
   const before = entriesOf(cache);
   const runs = await runAll(file, flags);
   const after = entriesOf(cache);
-  const tuned = [...after.values()].flatMap((entry) => {
+  const tuned = [...after.values()].flatMap((entry): Tuned[] => {
     const fields = fieldsOf(entry.key);
     const ours =
       shapes.some(({ k, n }) => fields.K === String(k) && fields.N === String(n)) &&
@@ -189,31 +220,40 @@ export async function tuneCommand(file: string, flags: TuneFlags): Promise<numbe
     const by = (name: string): number => Number(a.fields[name]) - Number(b.fields[name]);
     return by('K') || by('N') || by('rows');
   });
-  if (flags.json) {
-    console.log(JSON.stringify({ file: cache, runs, tuned }, undefined, 2));
-  } else {
-    const table = new Table({
-      head: ['K', 'N', 'types', 'norm', 'rows', 'estimated plan', 'us', 'best plan', 'us', 'gain', 'timed'],
-      ...plain,
-    });
-    for (const { fields, plan, microseconds, heuristic, timedNow, measured } of tuned)
-      table.push([
-        fields.K,
-        fields.N,
-        `${fields.T} x ${fields.TW}`,
-        fields.norm,
-        fields.rows,
-        heuristic.plan,
-        heuristic.microseconds.toFixed(1),
-        plan === heuristic.plan ? 'the same' : plan,
-        microseconds.toFixed(1),
-        `${((heuristic.microseconds / microseconds - 1) * 100).toFixed(0)} %`,
-        timedNow ? 'now' : measured,
-      ]);
-    console.log(tuned.length > 0 ? table.toString() : 'No node of the model has plans to choose from.');
-    console.log(`Kept in ${cache}; sessions take them from there.`);
+  if (flags.json) console.log(JSON.stringify({ file: cache, runs, tuned }, undefined, 2));
+  else if (tuned.length > 0)
+    console.log(`${describe(tuned)}\nKept in ${cache}; sessions take them from there.`);
+  else console.log('Nothing was timed: no node that ran has constant weights and plans to choose from.');
+  return EXIT.ok;
+}
+
+type Tuned = Entry & { fields: Record<string, string>; timedNow: boolean };
+
+/** A table for each device and version that the file has entries of. */
+function describe(tuned: readonly Tuned[]): string {
+  const tables = new Map<string, InstanceType<typeof Table>>();
+  for (const { fields, plan, microseconds, heuristic, timedNow, measured } of tuned) {
+    const title = `${fields.device}; version ${fields.library}:`;
+    const table =
+      tables.get(title) ??
+      new Table({
+        head: ['K', 'N', 'types', 'norm', 'rows', 'estimated plan', 'us', 'best plan', 'us', 'gain', 'timed'],
+        ...plain,
+      });
+    tables.set(title, table);
+    table.push([
+      fields.K,
+      fields.N,
+      `${fields.T} x ${fields.TW}`,
+      fields.norm,
+      fields.rows,
+      heuristic.plan,
+      heuristic.microseconds.toFixed(1),
+      plan === heuristic.plan ? 'the same' : plan,
+      microseconds.toFixed(1),
+      `${((heuristic.microseconds / microseconds - 1) * 100).toFixed(0)} %`,
+      timedNow ? 'now' : measured,
+    ]);
   }
-  // Nodes with constant weights are always timed; if none is there, the file could not be written.
-  if (shapes.length === 0 || tuned.length > 0) return EXIT.ok;
-  throw new QkvGemmError('FILE_NOT_WRITABLE', `Nothing could be kept in '${cache}'. Set QKVGEMM_CACHE_DIR.`);
+  return [...tables].map(([title, table]) => `${title}\n${table.toString()}`).join('\n');
 }
