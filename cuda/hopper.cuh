@@ -2,15 +2,14 @@
 //
 // Columns of W are the rows of the matrix instruction (64 for each warpgroup) and rows of the input its
 // columns, so that a tile may have as few as 16 input rows, int8 weights can be widened in registers, and
-// what a column needs in the end is held by one thread. A tile's results therefore pass through shared memory
-// (stmatrix.trans) on their way out; those in float32 do not, because eight columns of a row, which lie in
-// neighbouring lanes, fill a sector of 32 bytes.
+// what a column needs in the end is held by one thread.
 //
-// One producer thread fills a ring of stages; kGroups warpgroups compute 64 columns each; where rows are few,
-// the warps beside the producer's take their statistics.
+// One producer thread fills a ring of stages; kGroups warpgroups compute 64 columns each; the warps beside
+// the producer's take the rows' statistics where rows are few, and send on the results where they are many.
 #pragma once
 
 #include "cuda/hopper_output.cuh"
+#include "cuda/hopper_sender.cuh"
 #include "cuda/hopper_statistics.cuh"
 #include "cuda/hopper_tile.cuh"
 #include "cuda/launch.h"
@@ -42,7 +41,12 @@ class Producer {
         }
         LoadRows(place, kb, ring.stage);
         ring.Next(C::kStages);
-        if (kb == max(0, p_.pieces_per_row - C::kStages)) LoadConstants(place, count);
+        if (kb == max(0, p_.pieces_per_row - C::kStages)) LoadStatistics(place, count);
+      }
+      if constexpr (C::kStaged) {  // a stage for the results
+        BarrierWait(block_.Empty(ring.stage), ring.parity ^ 1);
+        BarrierArrive(block_.Full(ring.stage));
+        ring.Next(C::kStages);
       }
     }
   }
@@ -67,21 +71,16 @@ class Producer {
                full, PolicyEvictNormal());
   }
   __device__ __forceinline__ void LoadRows(const Place& place, int kb, int stage) const {
-    const int row = place.rows * C::kTokens;
-    CopyTile(block_.Stage(stage), &block_.maps.rows, kb * C::kPieceDepth, row, block_.Full(stage));
+    CopyTile(block_.Stage(stage), &block_.maps.rows, kb * C::kPieceDepth, place.rows * C::kTokens,
+             block_.Full(stage));
   }
-  // What the tile's results need, once that of the tile before is done with.
-  __device__ __forceinline__ void LoadConstants(const Place& place, int tiles) const {
-    const int first = block_.FirstPieceRow(place);
-    const int bytes = max(0, min(C::kGroups, p_.piece_rows - first)) * C::kColumnBytes;
-    const bool statistics = p_.statistics && !block_.TakesStatistics();
-    const uint32_t full = block_.ConstantsFull();
-    BarrierWait(block_.ConstantsEmpty(), tiles % 2 ^ 1);
-    BarrierExpect(full, bytes + (statistics ? C::kStatisticsBytes : 0));
-    if (bytes > 0)
-      CopyBulk(block_.Columns(0), p_.columns + static_cast<int64_t>(first) * kPieceColumns, bytes, full,
-               PolicyEvictNormal());
-    if (statistics)
+  // Where they are given: those of the tile's rows, once those of the tile before are done with.
+  __device__ __forceinline__ void LoadStatistics(const Place& place, int tiles) const {
+    const bool given = p_.statistics && !block_.TakesStatistics();
+    const uint32_t full = block_.StatisticsFull();
+    BarrierWait(block_.StatisticsEmpty(), tiles % 2 ^ 1);
+    BarrierExpect(full, given ? C::kStatisticsBytes : 0);
+    if (given)
       CopyBulk(block_.Statistics(0), p_.statistics + static_cast<int64_t>(place.rows) * C::kTokens,
                C::kStatisticsBytes, full, PolicyEvictNormal());
   }
@@ -95,20 +94,28 @@ template <typename C>
 class Consumer {
  public:
   __device__ Consumer(const Block<C>& block, int group)
-      : block_(block), p_(block.p), group_(group), output_(block, group) {}
+      : block_(block), p_(block.p), group_(group), results_(block, group) {}
 
   __device__ void Run() {
     int count = 0;
     for (int tile = block_.first; tile < block_.Tiles(); tile += block_.step, ++count) {
-      typename Output<C>::Accumulators sums;
+      typename C::Accumulators sums;
       if constexpr (C::kWiden) {
         MultiplyWidened(sums);
       } else {
         Multiply(sums);
       }
-      output_.Write(Place(p_, tile), sums, count);
+      // While the last products are on their way: divisions, loads, and a wait that is over then.
+      Place place(p_, tile);
+      const auto columns = results_.Load(place);
+      if constexpr (C::kStaged) BarrierWait(block_.Full(ring_.stage), ring_.parity);
+      Keep(place.rows), Keep(place.columns);
+      WgmmaWait<0>();
+      Settle(sums);
+      Release(last_);
+      results_.Write(place, columns, sums, count, ring_.stage);
+      if constexpr (C::kStaged) ring_.Next(C::kStages);
     }
-    output_.Finish();
   }
 
  private:
@@ -116,8 +123,24 @@ class Consumer {
     if (threadIdx.x % 128 == 0) BarrierArrive(block_.Empty(stage));
   }
 
-  __device__ __forceinline__ void Multiply(typename Output<C>::Accumulators& sums) {
-    int last = 0;
+  // Computes a value before what is waited for next.
+  static __device__ __forceinline__ void Keep(int& value) { asm volatile("" : "+r"(value)::"memory"); }
+  // Nothing that reads the sums is moved before what waited for them.
+  static __device__ __forceinline__ void Settle(typename C::Accumulators& sums) {
+#pragma unroll
+    for (auto& half : sums)
+#pragma unroll
+      for (auto& sum : half) {
+        if constexpr (C::kInt8Rows) {
+          asm volatile("" : "+r"(sum)::"memory");
+        } else {
+          asm volatile("" : "+f"(sum)::"memory");
+        }
+      }
+  }
+
+  // When it returns, the last products are on their way, and their stage is not released.
+  __device__ __forceinline__ void Multiply(typename C::Accumulators& sums) {
     for (int kb = 0; kb < p_.pieces_per_row; ++kb) {
       BarrierWait(block_.Full(ring_.stage), ring_.parity);
       const uint32_t at = block_.Stage(ring_.stage);
@@ -125,22 +148,23 @@ class Consumer {
                      b = WgmmaDescriptor(at);
       WgmmaFence();
 #pragma unroll
-      for (int s = 0; s < 4; ++s) C::Matrix::Ss(sums, a + s * 2, b + s * 2, kb > 0 || s > 0);
+      for (int s = 0; s < 4; ++s)
+#pragma unroll
+        for (int h = 0; h < C::kHalves; ++h)
+          C::Matrix::Ss(sums[h], a + s * 2, b + h * (C::kRowBytes / C::kHalves / 16) + s * 2,
+                        kb > 0 || s > 0);
       WgmmaCommit();
       // These products may run on while the next are begun; those before have read their stage.
       WgmmaWait<1>();
-      if (kb > 0) Release(last);
-      last = ring_.stage;
+      if (kb > 0) Release(last_);
+      last_ = ring_.stage;
       ring_.Next(C::kStages);
     }
-    WgmmaWait<0>();
-    Release(last);
   }
 
   // The same for int8 weights, which are widened for the next stage while this one is multiplied.
-  __device__ __forceinline__ void MultiplyWidened(typename Output<C>::Accumulators& sums) {
+  __device__ __forceinline__ void MultiplyWidened(typename C::Accumulators& sums) {
     uint32_t a[2][4][4];
-    int last = 0;
     WidenStage(a[0]);
     const auto step = [&](int kb, const uint32_t(&now)[4][4], uint32_t(&next)[4][4])
         __attribute__((always_inline)) {
@@ -148,11 +172,11 @@ class Consumer {
       const uint64_t b = WgmmaDescriptor(block_.Stage(stage));
       WgmmaFence();
 #pragma unroll
-      for (int s = 0; s < 4; ++s) C::Matrix::Rs(sums, now[s], b + s * 2, kb > 0 || s > 0);
+      for (int s = 0; s < 4; ++s) C::Matrix::Rs(sums[0], now[s], b + s * 2, kb > 0 || s > 0);
       WgmmaCommit();
       WgmmaWait<1>();  // the products before have read `next` and their stage
-      if (kb > 0) Release(last);
-      last = stage;
+      if (kb > 0) Release(last_);
+      last_ = stage;
       ring_.Next(C::kStages);
       if (kb + 1 < p_.pieces_per_row) WidenStage(next);
     };
@@ -160,8 +184,6 @@ class Consumer {
       step(kb, a[0], a[1]);
       if (kb + 1 < p_.pieces_per_row) step(kb + 1, a[1], a[0]);
     }
-    WgmmaWait<0>();
-    Release(last);
   }
   __device__ __forceinline__ void WidenStage(uint32_t (&a)[4][4]) const {
     BarrierWait(block_.Full(ring_.stage), ring_.parity);
@@ -180,8 +202,9 @@ class Consumer {
   const Block<C>& block_;
   const Params& p_;
   const int group_;
-  Output<C> output_;
+  Results<C> results_;
   Ring ring_;
+  int last_ = 0;  // stage of the last products
 };
 
 template <int kRegisters>
@@ -196,25 +219,11 @@ __device__ __forceinline__ void ShrinkRegisters() {
 template <typename C>
 __global__ void __launch_bounds__(C::kThreads, 1)
     HopperKernel(const __grid_constant__ Maps maps, const __grid_constant__ Params p) {
-  extern __shared__ char shared[];
-  __shared__ Barriers<C> barriers;
-  const Block<C> block{p,
-                       maps,
-                       (SharedAddress(shared) + 1023) & ~1023u,
-                       SharedAddress(&barriers),
-                       static_cast<int>(blockIdx.x),
+  extern __shared__ __align__(1024) char shared[];  // as swizzles want it
+  const Block<C> block{p, maps, SharedAddress(shared), static_cast<int>(blockIdx.x),
                        static_cast<int>(gridDim.x)};
   LetNextStart();
-  if (threadIdx.x == 0) {
-    const int readers = C::kGroups + (block.TakesStatistics() ? kStatisticsWarps : 0);
-    for (int s = 0; s < C::kStages; ++s) {
-      BarrierInit(block.Full(s), 1);
-      BarrierInit(block.Empty(s), readers);
-    }
-    BarrierInit(block.ConstantsFull(), 1);
-    BarrierInit(block.ConstantsEmpty(), C::kGroups);
-    BarrierInitFence();
-  }
+  if (threadIdx.x == 0) block.InitBarriers();
   __syncthreads();
   const int role = threadIdx.x / 128, warp = threadIdx.x / 32;
   if (role == 0) {
@@ -223,6 +232,8 @@ __global__ void __launch_bounds__(C::kThreads, 1)
       Producer<C>(block).Run();
     } else if (C::kMoments && warp > 0 && block.TakesStatistics()) {
       StatisticsRole<C>(block, warp - 1).Run();
+    } else if (C::kStaged && warp > 0 && warp <= C::kGroups) {
+      Sender<C>(block, warp - 1).Run();
     }
   } else {
     if constexpr (C::kConsumerRegisters > 0) GrowRegisters<C::kConsumerRegisters>();

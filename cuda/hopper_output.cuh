@@ -1,4 +1,6 @@
-// From a tile's sums to the outputs.
+// From a tile's sums to the outputs. Floats go there straight from registers, because eight columns of a row,
+// which lie in neighbouring lanes, fill a sector of 32 bytes; so do halves of few rows, whose way through
+// shared memory would take longer than it saves. Other halves are handed to a Sender.
 #pragma once
 
 #include "cuda/hopper_tile.cuh"
@@ -11,168 +13,133 @@ __device__ __forceinline__ void StoreTransposed(uint32_t address, const uint32_t
                "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
                : "memory");
 }
-__device__ __forceinline__ void LoadShared(float4& v, uint32_t address) {
-  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
-               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-               : "r"(address)
-               : "memory");
-}
-// Of one warpgroup.
+
+// Of a warpgroup.
 template <typename C>
-class Output {
+class Results {
  public:
-  using Accumulators = typename C::Accumulator[C::kTokens / 2];
+  using T = typename C::T;
 
-  __device__ Output(const Block<C>& block, int group) : block_(block), p_(block.p), group_(group) {}
+  __device__ Results(const Block<C>& block, int group) : block_(block), p_(block.p), group_(group) {}
 
-  // sums: at [4 j + 2 i + e] that of column g + 8 i of the warp's 16 and input row 8 j + 2 t + e. tiles:
-  // written before by this block.
-  __device__ __forceinline__ void Write(const Place& place, const Accumulators& sums, int tiles) const {
-    if (block_.TakesStatistics()) block_.SyncAll();
-    // The constants come once the kernel before has ended, whose inputs the outputs may be.
-    BarrierWait(block_.ConstantsFull(), tiles % 2);
-    const int column0 = (block_.FirstPieceRow(place) + group_) * kPieceColumns,
-              row0 = place.rows * C::kTokens;
-    if (column0 < p_.n) {  // the same for the whole warpgroup
-      int split = 0;
-      while (split + 1 < p_.splits && column0 >= p_.end[split]) ++split;
-      const Constants constants(block_, group_, tiles);
-      if constexpr (C::kStaged) {
-#pragma unroll
-        for (int chunk = 0; chunk < C::kChunks; ++chunk) {
-          const uint32_t results = block_.Chunk(group_, chunk % C::kChunkPlaces);
-          // What was there has left.
-          if (p_.copy_stores && Thread() == 0) StoreWaitRead<C::kChunkPlaces - 1>();
-          block_.SyncGroup(group_);
-          Stage(sums, constants, chunk, results);
-          if (p_.copy_stores) FenceForCopies();
-          block_.SyncGroup(group_);
-          Store(results, row0 + chunk * C::kChunkRows, column0, split);
-        }
-      } else {
-        StoreDirectly(sums, constants, row0, column0);
-        block_.SyncGroup(group_);  // the constants have been read
-      }
-    }
-    if (Thread() == 0) BarrierArrive(block_.ConstantsEmpty());
+  // Of columns g and g + 8 of the warp's 16.
+  struct Columns {
+    Column low, high;
+  };
+  __device__ __forceinline__ Columns Load(const Place& place) const {
+    const int column = block_.FirstColumn(place, group_) + Warp() * 16 + Lane() / 4;
+    if (column >= p_.n)
+      return {};  // those that are padded are there, but not those of a tile behind the last
+    const auto* const from = reinterpret_cast<const float4*>(p_.columns + column);
+    const float4 low = __ldg(from), high = __ldg(from + 8);
+    return {{low.x, low.y, low.z, 0}, {high.x, high.y, high.z, 0}};
   }
 
-  // Before the block ends, which would take the memory away.
-  __device__ __forceinline__ void Finish() const {
-    if (p_.copy_stores && Thread() == 0) StoreWait();
+  // sums: at [4 j + 2 i + e] that of column g + 8 i of the warp's 16 and input row 8 j + 2 t + e. tiles:
+  // written before by this block. stage: not filled, for the results.
+  __device__ __forceinline__ void Write(const Place& place, const Columns& columns,
+                                        const typename C::Accumulators& sums, int tiles, int stage) const {
+    if (block_.TakesStatistics()) block_.SyncAll();
+    // Given ones come once the kernel before has ended, whose inputs the outputs may be.
+    BarrierWait(block_.StatisticsFull(), tiles % 2);
+    const Constants constants(block_, columns, tiles);
+    if constexpr (C::kStaged) {
+      // Also of columns behind the last, which the sender waits for as well: neither may get a turn ahead,
+      // because a barrier tells a phase from the next but one only by who has not arrived.
+#pragma unroll
+      for (int chunk = 0; chunk < C::kChunks; ++chunk) {
+        const int i = chunk % C::kPlaces, turn = tiles * C::kRounds + chunk / C::kPlaces;
+        BarrierWait(block_.ChunkEmpty(group_, i), turn % 2 ^ 1);
+        Stage(sums, constants, chunk, block_.Chunk(stage, group_, i));
+        FenceForCopies();
+        __syncwarp();
+        if (Lane() == 0) BarrierArrive(block_.ChunkFull(group_, i));
+      }
+    } else {
+      const int column0 = block_.FirstColumn(place, group_);
+      if (column0 < p_.n) StoreDirectly(sums, constants, place.rows * C::kTokens, column0);
+    }
+    __syncwarp();
+    if (Lane() == 0) BarrierArrive(block_.StatisticsEmpty());
   }
 
  private:
-  static __device__ __forceinline__ int Thread() { return threadIdx.x % 128; }
+  static __device__ __forceinline__ int Lane() { return threadIdx.x % 32; }
+  static __device__ __forceinline__ int Warp() { return threadIdx.x / 32 % 4; }
 
   struct Constants {
-    Column low, high;     // of columns g and g + 8 of the warp's 16
-    uint32_t statistics;  // 0: none
+    const Columns& columns;
+    const uint32_t statistics;  // 0: none
 
-    __device__ __forceinline__ Constants(const Block<C>& block, int group, int tiles) {
-      const uint32_t columns = block.Columns(group) + (Thread() / 32 * 16 + Thread() % 32 / 4) * 16;
-      Load(low, columns);
-      Load(high, columns + 8 * 16);
-      statistics = block.TakesStatistics() ? block.Statistics(tiles % 2)
-                   : block.p.statistics    ? block.Statistics(0)
-                                           : 0;
-    }
-    static __device__ __forceinline__ void Load(Column& column, uint32_t address) {
-      float4 v;
-      LoadShared(v, address);
-      column = {v.x, v.y, v.z, v.w};
-    }
-    // Mean and rstd of rows `row` and the next.
-    __device__ __forceinline__ float4 Rows(int row) const {
-      float4 s = {0, 1, 0, 1};
-      if (statistics) LoadShared(s, statistics + row * 8);
-      return s;
+    __device__ __forceinline__ Constants(const Block<C>& block, const Columns& columns, int tiles)
+        : columns(columns),
+          statistics(block.TakesStatistics() ? block.Statistics(tiles % 2)
+                     : block.p.statistics    ? block.Statistics(0)
+                                             : 0) {}
+    // Of rows `row` and the next.
+    __device__ __forceinline__ void Rows(int row, RowStatistics& even, RowStatistics& odd) const {
+      even = odd = {0, 1};
+      if (statistics == 0) return;
+      uint32_t v[4];
+      LoadVector(v, statistics + row * static_cast<int>(sizeof(RowStatistics)));
+      even = {__uint_as_float(v[0]), __uint_as_float(v[1])};
+      odd = {__uint_as_float(v[2]), __uint_as_float(v[3])};
     }
   };
 
+  // Those of eight rows.
+  static __device__ __forceinline__ const typename C::Accumulator* Sums(const typename C::Accumulators& sums,
+                                                                        int block) {
+    constexpr int kBlocks = C::kTokens / C::kHalves / 8;
+    return sums[block / kBlocks] + block % kBlocks * 4;
+  }
+
   // Results as T, row by row, in the 128-byte swizzle.
-  __device__ __forceinline__ void Stage(const Accumulators& sums, const Constants& constants, int chunk,
-                                        uint32_t results) const {
-    using T = typename C::T;
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, t = lane % 4;
+  __device__ __forceinline__ void Stage(const typename C::Accumulators& sums, const Constants& constants,
+                                        int chunk, uint32_t results) const {
+    const int lane = Lane(), t = lane % 4;
+    const int token = lane / 16 * 8 + lane % 8, piece = Warp() * 2 + lane / 8 % 2;
+    const uint32_t to = results + token * 128 + ((piece ^ (token & 7)) * 16);
 #pragma unroll
     for (int j = 0; j < C::kChunkRows / 8; j += 2) {
       uint32_t r[4];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int block = chunk * (C::kChunkRows / 8) + j + i;
-        const auto* d = sums + block * 4;
-        const float4 s = constants.Rows(block * 8 + t * 2);
-        const RowStatistics even = {s.x, s.y}, odd = {s.z, s.w};
-        r[2 * i] = Pack2<T>(cuda::Finish(constants.low, static_cast<float>(d[0]), even),
-                            cuda::Finish(constants.low, static_cast<float>(d[1]), odd));
-        r[2 * i + 1] = Pack2<T>(cuda::Finish(constants.high, static_cast<float>(d[2]), even),
-                                cuda::Finish(constants.high, static_cast<float>(d[3]), odd));
+        const auto* d = Sums(sums, block);
+        RowStatistics even, odd;
+        constants.Rows(block * 8 + t * 2, even, odd);
+        r[2 * i] = Pack2<T>(Finish(constants.columns.low, static_cast<float>(d[0]), even),
+                            Finish(constants.columns.low, static_cast<float>(d[1]), odd));
+        r[2 * i + 1] = Pack2<T>(Finish(constants.columns.high, static_cast<float>(d[2]), even),
+                                Finish(constants.columns.high, static_cast<float>(d[3]), odd));
       }
-      const int token = j * 8 + lane / 16 * 8 + lane % 8, piece = warp * 2 + lane / 8 % 2;
-      StoreTransposed(results + token * 128 + ((piece ^ (token & 7)) * 16), r);
+      StoreTransposed(to + j * 8 * 128, r);
     }
   }
 
-  // In float32: each instruction stores eight neighbouring columns of four rows.
-  __device__ __forceinline__ void StoreDirectly(const Accumulators& sums, const Constants& constants,
-                                                int row0, int column0) const {
-    using T = typename C::T;
-    const int lane = threadIdx.x % 32, t = lane % 4;
-    const int column = column0 + Thread() / 32 * 16 + lane / 4;
+  // Each instruction stores eight neighbouring columns of four rows.
+  __device__ __forceinline__ void StoreDirectly(const typename C::Accumulators& sums,
+                                                const Constants& constants, int row0, int column0) const {
+    const int t = Lane() % 4, column = column0 + Warp() * 16 + Lane() / 4;
     const OutputColumn<T> low(p_, min(column, p_.n - 1)), high(p_, min(column + 8, p_.n - 1));
     const bool want_low = column < p_.n && low.first, want_high = column + 8 < p_.n && high.first;
 #pragma unroll
     for (int j = 0; j < C::kTokens / 8; ++j) {
-      const auto* d = sums + j * 4;
-      const float4 s = constants.Rows(j * 8 + t * 2);
-      const RowStatistics statistics[2] = {{s.x, s.y}, {s.z, s.w}};
+      const auto* d = Sums(sums, j);
+      RowStatistics statistics[2];
+      constants.Rows(j * 8 + t * 2, statistics[0], statistics[1]);
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         const int row = row0 + j * 8 + t * 2 + e;
         if (row >= p_.m) continue;
-        if (want_low) *low.Row(row) = cuda::Finish(constants.low, static_cast<float>(d[e]), statistics[e]);
+        if (want_low)
+          *low.Row(row) =
+              static_cast<T>(Finish(constants.columns.low, static_cast<float>(d[e]), statistics[e]));
         if (want_high)
-          *high.Row(row) = cuda::Finish(constants.high, static_cast<float>(d[2 + e]), statistics[e]);
+          *high.Row(row) =
+              static_cast<T>(Finish(constants.columns.high, static_cast<float>(d[2 + e]), statistics[e]));
       }
-    }
-  }
-
-  __device__ __forceinline__ void Store(uint32_t results, int row0, int column0, int split) const {
-    if (!p_.copy_stores) {
-      for (int token = Thread() / 8; token < C::kChunkRows && row0 + token < p_.m; token += 16) {
-        uint32_t v[4];
-        LoadVector(v, results + token * 128 + ((Thread() % 8 ^ (token & 7)) * 16));
-        StoreElements(v, row0 + token, column0 + Thread() % 8 * 8, split);
-      }
-    } else if (Thread() == 0) {
-      const int start = split ? p_.end[split - 1] : 0;
-      if (p_.y[split] != nullptr) StoreTile(&block_.maps.y[split], column0 - start, row0, results);
-      StoreCommit();
-    }
-  }
-
-  // Eight columns that need not belong to one output; the first is of `split` or behind it.
-  __device__ __forceinline__ void StoreElements(const uint32_t (&v)[4], int row, int column,
-                                                int split) const {
-    using T = typename C::T;
-    while (split + 1 < p_.splits && column >= p_.end[split]) ++split;
-    int start = split ? p_.end[split - 1] : 0;
-    if (p_.vector_stores) {
-      if (column < p_.n && p_.y[split])
-        *reinterpret_cast<uint4*>(static_cast<T*>(p_.y[split]) +
-                                  static_cast<int64_t>(row) * (p_.end[split] - start) + column - start) =
-            uint4{v[0], v[1], v[2], v[3]};
-      return;
-    }
-#pragma unroll
-    for (int e = 0; e < 8; ++e) {
-      if (column + e >= p_.n) break;
-      if (column + e >= p_.end[split]) start = p_.end[split++];
-      if (p_.y[split])
-        static_cast<uint16_t*>(
-            p_.y[split])[static_cast<int64_t>(row) * (p_.end[split] - start) + column + e - start] =
-            static_cast<uint16_t>(v[e / 2] >> (e % 2 * 16));
     }
   }
 

@@ -78,7 +78,7 @@ struct Entry {
 // clang-format off
 #define QKV_HOPPER_TILES(F)                         \
   F(1, 16) F(2, 16) F(1, 32) F(2, 32) F(1, 64) F(2, 64) \
-  F(2, 128) F(3, 128) F(2, 256)
+  F(2, 128) F(3, 128) F(2, 256) F(3, 256)
 // clang-format on
 
 struct Key {
@@ -90,9 +90,10 @@ struct Key {
 template <typename T, Packing kPacking, typename Visit>
 cudaError_t Each(const Visit& visit) {
   cudaError_t result = cudaSuccess;
-#define QKV_VISIT(groups, tokens) \
-  if (result == cudaSuccess)      \
-    result = visit(Key{groups, tokens}, Entry<Config<T, kPacking, groups, tokens>>{});
+#define QKV_VISIT(groups, tokens)                        \
+  if constexpr (HasHopperTile(kPacking, groups, tokens)) \
+    if (result == cudaSuccess)                           \
+      result = visit(Key{groups, tokens}, Entry<Config<T, kPacking, groups, tokens>>{});
   QKV_HOPPER_TILES(QKV_VISIT)
 #undef QKV_VISIT
   return result;

@@ -32,33 +32,45 @@ struct Config {
   static constexpr bool kInt8Rows = kPacking_ == Packing::kInt8Activations;
   static constexpr bool kWiden = kPacking_ == Packing::kInt8;
   using Element = std::conditional_t<kInt8Rows, int8_t, T>;
-  using Matrix = Wgmma<Element, kTokens_>;
-  using Accumulator = typename Matrix::Accumulator;
+  // The compiler gives an instruction of 256 rows more registers than four warpgroups leave it: two of 128.
+  static constexpr int kHalves = kGroups_ == 3 && kTokens_ == 256 ? 2 : 1;
+  using Matrix = Wgmma<Element, kTokens_ / kHalves>;
   static constexpr int kGroups = kGroups_, kTokens = kTokens_;
+  using Accumulator = typename Matrix::Accumulator;
+  using Accumulators = Accumulator[kHalves][kTokens / kHalves / 2];
   static constexpr int kThreads = (kGroups + 1) * 128;
-  static constexpr bool kStaged = sizeof(T) == 2;  // results pass through shared memory
-  static constexpr bool kMoments = kStaged && !kInt8Rows && kTokens <= kMostMomentRows;
+  static constexpr bool kFew = kTokens <= kMostMomentRows;
+  static constexpr bool kMoments = sizeof(T) == 2 && !kInt8Rows && kFew;
   // 0: what the threads get evenly is enough.
-  static constexpr int kConsumerRegisters = kGroups == 3 ? 160 : kTokens == 256 ? 232 : 0;
-  static constexpr int kProducerRegisters = kGroups == 3 ? 32 : 40;
+  static constexpr int kConsumerRegisters = kGroups == 3     ? kTokens == 256 ? 160 : 152
+                                            : kTokens == 256 ? 208
+                                                             : 0;
+  static constexpr int kProducerRegisters = (kGroups == 3 ? 512 : 504) - kGroups * kConsumerRegisters;
 
   static constexpr int kPieceBytes = kWiden ? 4096 : 8192;
   static constexpr int kPieceDepth = ::qkvgemm::cuda::PieceDepth(kPacking_);
   static constexpr int kRowBytes = kTokens * 128;
   static constexpr int kFactorsAt = kRowBytes + kGroups * kPieceBytes;
   static constexpr int kStageBytes = kFactorsAt + (kWiden ? 1024 : 0);  // of which kFactorBytes are used
-  // Results leave in chunks of rows, each warpgroup's from two places in turn.
+
+  // Many rows of halves leave in chunks through a stage that is not filled at the end of each tile, each
+  // warpgroup's from one or two places in it.
+  static constexpr bool kStaged = sizeof(T) == 2 && !kFew;
   static constexpr int kChunkRows = std::min(kTokens, 64), kChunks = kTokens / kChunkRows,
-                       kChunkBytes = kStaged ? kChunkRows * 128 : 0, kChunkPlaces = std::min(kChunks, 2);
-  static constexpr int kColumnBytes = kPieceColumns * static_cast<int>(sizeof(Column));  // of one warpgroup
+                       kChunkBytes = kChunkRows * 128;
+  static constexpr int kPlaces = std::min({kChunks, 2, kStageBytes / (kGroups * kChunkBytes)});
+  static constexpr int kRounds = kChunks / kPlaces;  // in which a tile's chunks fill the places
+  static_assert(kPlaces > 0 && kChunks % kPlaces == 0 && kRounds * kPlaces == kChunks);
+
   static constexpr int kStatisticsBytes = kTokens * static_cast<int>(sizeof(RowStatistics));
   static constexpr int kPartBytes = kMoments ? kTokens * 16 : 0;  // of one warp
-  static constexpr int kFixedBytes = 1024 + kGroups * (kChunkPlaces * kChunkBytes + kColumnBytes) +
-                                     2 * kStatisticsBytes + kStatisticsWarps * kPartBytes;
-  static constexpr int kMaxStages = (227 * 1024 - kFixedBytes - 512) / kStageBytes;
+  static constexpr int kAllStatisticsBytes =
+      (kMoments ? 2 : 1) * kStatisticsBytes + kStatisticsWarps * kPartBytes;
+  static constexpr int kBarrierBytes = 512;
+  static constexpr int kMaxStages = (227 * 1024 - kAllStatisticsBytes - kBarrierBytes) / kStageBytes;
   static constexpr int kStages = std::min(kMaxStages, 16);
   static_assert(kStages >= 3);
-  static constexpr int kSharedBytes = kFixedBytes + kStages * kStageBytes;
+  static constexpr int kSharedBytes = kStages * kStageBytes + kAllStatisticsBytes + kBarrierBytes;
 };
 
 // Where a tile lies. Eight tiles of rows at a time, then along the columns: what runs together then
@@ -82,57 +94,77 @@ struct Ring {
   }
 };
 
-// Barriers of a block.
-template <typename C>
-struct Barriers {
-  uint64_t full[C::kStages], empty[C::kStages];
-  uint64_t constants_full, constants_empty;
-};
-
-// What all roles of a block know. Shared memory holds the stages, results on their way out, the constants of
-// a tile (columns, then statistics in two copies) and parts of statistics.
+// What all roles of a block know. Shared memory holds the stages, the statistics of a tile's rows (in two
+// copies where they are computed), parts of them, and barriers.
 template <typename C>
 struct Block {
   const Params& p;
   const Maps& maps;
-  uint32_t stages, barriers;  // shared addresses
-  int first, step;            // its tiles: first, first + step, ...
-
-  __device__ __forceinline__ uint32_t Full(int stage) const { return barriers + 8 * stage; }
-  __device__ __forceinline__ uint32_t Empty(int stage) const { return Full(C::kStages + stage); }
-  __device__ __forceinline__ uint32_t ConstantsFull() const { return Full(2 * C::kStages); }
-  __device__ __forceinline__ uint32_t ConstantsEmpty() const { return Full(2 * C::kStages + 1); }
+  uint32_t stages;  // shared address
+  int first, step;  // its tiles: first, first + step, ...
 
   __device__ __forceinline__ uint32_t Stage(int stage) const { return stages + stage * C::kStageBytes; }
-  __device__ __forceinline__ uint32_t Chunk(int group, int place) const {
-    return Stage(C::kStages) + (group * C::kChunkPlaces + place) * C::kChunkBytes;
-  }
-  __device__ __forceinline__ uint32_t Columns(int group) const {
-    return Chunk(C::kGroups, 0) + group * C::kColumnBytes;
-  }
   // Those that are given lie in the first copy. Of those that are computed here, tiles take turns, so that
   // the next ones are not written over the last.
   __device__ __forceinline__ uint32_t Statistics(int copy) const {
-    return Columns(C::kGroups) + copy * C::kStatisticsBytes;
+    return Stage(C::kStages) + copy * C::kStatisticsBytes;
   }
-  __device__ __forceinline__ uint32_t Part(int warp) const { return Statistics(2) + warp * C::kPartBytes; }
+  __device__ __forceinline__ uint32_t Part(int warp) const {
+    return Statistics(C::kMoments ? 2 : 1) + warp * C::kPartBytes;
+  }
+
+  // A stage has been filled; all that read it have done so.
+  __device__ __forceinline__ uint32_t Full(int stage) const { return Part(kStatisticsWarps) + 8 * stage; }
+  __device__ __forceinline__ uint32_t Empty(int stage) const { return Full(C::kStages + stage); }
+  // A tile's statistics likewise.
+  __device__ __forceinline__ uint32_t StatisticsFull() const { return Empty(C::kStages); }
+  __device__ __forceinline__ uint32_t StatisticsEmpty() const { return Empty(C::kStages + 1); }
+  // A warpgroup's chunk of results is in its place; it has left it.
+  __device__ __forceinline__ uint32_t ChunkFull(int group, int place) const {
+    return Empty(C::kStages + 2 + group * C::kPlaces + place);
+  }
+  __device__ __forceinline__ uint32_t ChunkEmpty(int group, int place) const {
+    return ChunkFull(C::kGroups + group, place);
+  }
+  static_assert((2 * C::kStages + 2 + 2 * C::kGroups * C::kPlaces) * 8 <= C::kBarrierBytes);
+
+  __device__ __forceinline__ uint32_t Chunk(int stage, int group, int place) const {
+    return Stage(stage) + (group * C::kPlaces + place) * C::kChunkBytes;
+  }
+
+  __device__ __forceinline__ void InitBarriers() const {
+    for (int s = 0; s < C::kStages; ++s) {
+      BarrierInit(Full(s), 1);
+      BarrierInit(Empty(s), C::kGroups + (TakesStatistics() ? kStatisticsWarps : 0));
+    }
+    BarrierInit(StatisticsFull(), 1);
+    BarrierInit(StatisticsEmpty(), C::kGroups * 4);
+    for (int g = 0; g < C::kGroups; ++g)
+      for (int i = 0; i < C::kPlaces; ++i) {
+        BarrierInit(ChunkFull(g, i), 4);
+        BarrierInit(ChunkEmpty(g, i), 1);
+      }
+    BarrierInitFence();
+  }
 
   __device__ __forceinline__ int FirstPieceRow(const Place& place) const {
     return place.columns * C::kGroups;
   }
+  __device__ __forceinline__ int FirstColumn(const Place& place, int group) const {
+    return (FirstPieceRow(place) + group) * kPieceColumns;
+  }
   __device__ __forceinline__ int Tiles() const { return p.tiles_rows * p.tiles_columns; }
   __device__ __forceinline__ bool TakesStatistics() const { return C::kMoments && p.norm != NormType::kNone; }
 
-  // Barriers of the block's parts: a warpgroup that computes, all of these and those that take statistics,
-  // the latter alone.
+  // Barriers of the block's parts: the warpgroups that compute and the warps that take statistics, the latter
+  // alone.
   static __device__ __forceinline__ void Sync(int barrier, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
   }
-  __device__ __forceinline__ void SyncGroup(int group) const { Sync(1 + group, 128); }
   __device__ __forceinline__ void SyncAll() const {
-    Sync(1 + C::kGroups, C::kGroups * 128 + (TakesStatistics() ? kStatisticsWarps * 32 : 0));
+    Sync(1, C::kGroups * 128 + kStatisticsWarps * 32);
   }
-  __device__ __forceinline__ void SyncStatistics() const { Sync(2 + C::kGroups, kStatisticsWarps * 32); }
+  __device__ __forceinline__ void SyncStatistics() const { Sync(2, kStatisticsWarps * 32); }
 };
 
 }  // namespace qkvgemm::cuda::hopper

@@ -67,6 +67,11 @@ constexpr int64_t kStatisticsPadding = 256;
 // Rows of a Hopper tile up to which it takes their statistics itself.
 constexpr int kMostMomentRows = 32;
 
+// Columns / 64 and rows of the Hopper tiles; widened weights leave the largest no registers.
+constexpr bool HasHopperTile(Packing packing, int groups, int rows) {
+  return packing != Packing::kInt8 || groups < 3 || rows < 256;
+}
+
 constexpr int64_t RowPitch(const Problem& p, Rows rows) {  // elements
   return rows == Rows::kQuantised ? RoundUp(p.k, 16) : rows == Rows::kInput ? p.k : RoundUp(p.k, 8);
 }

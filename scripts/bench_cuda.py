@@ -158,7 +158,9 @@ def measure(args, lib, op, weights, packed, m, bandwidth):
     plans, lines = {}, []
     timed = {"empty": Timed([lambda: cuda_op.empty(lib)])} | peers(args, weights, x)
     names = op.plans(x)
-    for i, name in enumerate(names if args.plans else names[:1]):
+    for i, name in enumerate(names):
+        if i > 0 and (args.plans is None or args.plans not in name):
+            continue
         calls = [op.call(x, weights.operands(w), p, outputs, i) for w, p in zip(weights.fused, packed)]
         error, good = verify(args, weights, x, calls[0], outputs)
         plans[name] = error, good
@@ -181,7 +183,7 @@ def measure(args, lib, op, weights, packed, m, bandwidth):
         line["error/unfused"] = f"{error:.3f}" + ("" if good else " WRONG")
         line["plan"] = name
         lines.append(line)
-    if args.plans:
+    if args.plans is not None:
         lines.sort(key=lambda line: float(line["fused"]))
     medians = {name: t.median() for name, t in others.items()} | {"fused": min(float(line["fused"]) for line in lines)}
     return lines, medians, all(good for _, good in plans.values())
@@ -213,7 +215,9 @@ def parse():
     parser.add_argument("--splits", type=int, default=3, help="outputs of the fused op (default 3)")
     parser.add_argument("--int8", action="store_true", help="int8 weights, one scale a column")
     parser.add_argument("--activation-quant", action="store_true", help="rows in int8 as well; with --int8")
-    parser.add_argument("--plans", action="store_true", help="time every plan, best first, not the default one alone")
+    parser.add_argument(
+        "--plans", nargs="?", const="", metavar="TEXT", help="also time each plan whose name has the text; best first"
+    )
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--rounds", type=int, default=11, help="replays of each graph, in turn")
     parser.add_argument("--table", action="store_true", help="print a markdown table")
