@@ -1,5 +1,5 @@
 /** The edits of one graph: what fused nodes replace goes, with all that nothing reads any more. */
-import { encodeNode, type Node } from '../onnx/node.js';
+import { encodeAttribute, encodeNode, type Node } from '../onnx/node.js';
 import { DataType, encodeTensor } from '../onnx/tensor.js';
 import { MessageWriter, readFields, text } from '../onnx/wire.js';
 import { DOMAIN, OP } from './function_body.js';
@@ -24,7 +24,7 @@ export class GraphEdits {
 
   /** Takes out what a site's node replaces; from now on its inputs are read. */
   replace({ norm, projections }: Site, node: BuiltNode): void {
-    for (const input of node.inputs) this.newReads.add(input);
+    for (const input of [...node.inputs, ...(norm.sum?.terms ?? [])]) this.newReads.add(input);
     for (const member of [...norm.nodes, ...projections.flatMap((p) => p.nodes)]) {
       this.drop(member);
     }
@@ -88,8 +88,34 @@ export class GraphEdits {
     for (const output of outputs) if (output !== '') graph.addType(output, node.variant.type);
     const message = encodeBuilt(node, outputs, overload);
     if (emitNorm) this.newReads.add(norm.output);
-    for (const bytes of [message, ...after]) graph.insertNode(last, bytes);
+    const before = norm.sum ? this.sumOf(norm.sum.terms, node) : [];
+    for (const bytes of [...before, message, ...after]) graph.insertNode(last, bytes);
     this.added.push({ domain: DOMAIN, opType: OP });
+  }
+
+  /**
+   * NodeProtos that add terms up to the node's input. Three and more terms of a 16-bit type are added in float32 and rounded
+   * once, as ONNX Runtime's kernels do on the CPU; of two, one Add in the type itself does the same.
+   */
+  private sumOf(terms: readonly string[], node: BuiltNode): Uint8Array[] {
+    const { type } = node.variant;
+    const [sum = ''] = node.inputs;
+    const messages: Uint8Array[] = [];
+    const emit = (opType: string, inputs: string[], output: string, to?: number): string => {
+      const attributes = to === undefined ? [] : [encodeAttribute('to', { integer: to })];
+      const name = this.names.unique(`${node.name}/${opType}`);
+      messages.push(encodeNode({ opType, name, inputs, outputs: [output], attributes }));
+      this.added.push({ domain: '', opType });
+      return output;
+    };
+    const fresh = (): string => this.names.unique(`${sum}/${OP}`);
+    const wide = type !== DataType.float && terms.length > 2;
+    const addends = wide ? terms.map((term) => emit('Cast', [term], fresh(), DataType.float)) : terms;
+    const total = addends.reduce((left, right, i) =>
+      emit('Add', [left, right], i === addends.length - 1 && !wide ? sum : fresh()),
+    );
+    if (wide) emit('Cast', [total], sum, type);
+    return messages;
   }
 
   /** A norm keeps its input's shape: who asks for the shape of its output can ask the input, and the output need not exist. */

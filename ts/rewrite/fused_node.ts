@@ -63,7 +63,9 @@ export function buildNode(context: BuildContext, site: Site): BuiltNode | Refusa
       add,
       source,
     );
-  const inputs = [norm.input, weights.value.weight, vector(norm.gamma, 'gamma', 1)];
+  // A sum that no value of the graph holds gets a name; the edits put the Adds there.
+  const input = norm.sum ? norm.sum.output || names.unique(`${norm.output}/sum`) : norm.input;
+  const inputs = [input, weights.value.weight, vector(norm.gamma, 'gamma', 1)];
   inputs.push(norm.normType === 'layer_norm' ? vector(norm.beta, 'beta', 0) : '');
   let bias = biasOperand(context, site, name, add);
   if (bias === undefined && weights.value.scale !== undefined) {

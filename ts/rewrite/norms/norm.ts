@@ -17,7 +17,13 @@ export interface Norm {
   rule: string;
   normType: 'layer_norm' | 'rms_norm';
   epsilon: number;
+  /** What is normalised; with `sum`, the first of its terms, which has the sum's shape and type. */
   input: string;
+  /**
+   * What is normalised is a sum that the norm's node makes by itself: its terms, in the order in which they are added, and
+   * the name under which the node gives the sum to others ('' if it does not).
+   */
+  sum?: { terms: string[]; output: string };
   output: string;
   gamma: Constant | undefined;
   beta: Constant | undefined;
