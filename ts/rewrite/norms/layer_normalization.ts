@@ -3,9 +3,10 @@
  * (ONNX Runtime, in the default domain).
  */
 import type { Node } from '../../onnx/node.js';
+import { isFloat } from '../folded.js';
 import type { GraphIndex } from '../graph_index.js';
 import { fail, type Match } from '../match.js';
-import { checkEpsilon, checkLastAxis, vectorInput, type Norm, type NormRule } from './norm.js';
+import { checkEpsilon, checkLastAxis, skipWidening, vectorInput, type Norm, type NormRule } from './norm.js';
 
 /** Scale, shift and epsilon of a norm that is one node; `shift` undefined: it has none. */
 export function normOperands(
@@ -40,6 +41,24 @@ export function unusedStatistics(
     : fail(`output '${used}' (a statistic) is used, and the fused op does not give it`, node);
 }
 
+/**
+ * A norm with what casts x up to float32 before it, and the result back to x's type behind it, as mixed-precision models
+ * have it: the fused op does both by itself. The norm as it was where the types differ or the result is read in float32.
+ */
+function withCasts(index: GraphIndex, norm: Norm): Norm {
+  const { source, cast } = skipWidening(index, norm.input);
+  const [last, ...others] = index.readers(norm.output);
+  const type = index.typeOf(source);
+  const output = last?.outputs[0];
+  if (!last?.is('Cast') || others.length > 0 || index.isGraphOutput(norm.output) || output === undefined)
+    return norm;
+  if (type === undefined || !isFloat(type) || last.integer('to', 0) !== type) return norm;
+  const value = cast?.outputs[0] ?? '';
+  // The Cast may serve other readers as well; it goes with the norm only if nobody else needs it.
+  const alone = cast && !index.isGraphOutput(value) && index.readers(value).length === 1;
+  return { ...norm, input: source, output, nodes: [...(alone ? [cast] : []), ...norm.nodes, last] };
+}
+
 function single(opType: string, ruleName: string, normType: Norm['normType']): NormRule {
   return {
     name: ruleName,
@@ -61,10 +80,8 @@ function single(opType: string, ruleName: string, normType: Norm['normType']): N
         epsilon: Math.fround(1e-5),
       });
       if (!operands.ok) return operands;
-      return {
-        ok: true,
-        value: { rule: ruleName, normType, ...operands.value, input, output, node, nodes: [node] },
-      };
+      const norm = { rule: ruleName, normType, ...operands.value, input, output, node, nodes: [node] };
+      return { ok: true, value: withCasts(index, norm) };
     },
   };
 }
