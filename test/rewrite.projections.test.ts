@@ -118,33 +118,20 @@ describe('matmul', () => {
     expect(report.fused[0]?.splits).to.deep.equal([N, N, N, N]);
   });
 
-  it('packed, with a bias: one output under its name, the weight as it was stored', async () => {
+  it('packed, cut by heads: one output under its name, weight and bias as they were stored', async () => {
     const project: Project = (m, h) => {
       const product = matMul(m, h, weight(m, 'w', 0, [K, 3 * N]), 'packed0');
       const packed = m.node('Add', [product, bias(m, 'b', [3 * N])], ['packed']);
-      m.node('Split', [packed, m.integers('widths', [3], [N, N, N])], NAMES, { attributes: { axis: { integer: -1 } } });
-      return NAMES;
+      const heads = m.node('Reshape', [packed, m.integers('heads', [4], [0, 0, N, 3])], ['by_head']);
+      return NAMES.map((name, i) =>
+        m.node('Gather', [heads, m.integers(`i${i}`, [], [i])], [name], { attributes: { axis: { integer: 3 } } }),
+      );
     }; // prettier-ignore
     const { report, nodes, ops } = await checkFused(layer({ project }));
-    expect(ops).to.deep.equal(['QKVGemm', 'Split', ...REST]);
+    expect(ops).to.deep.equal(['QKVGemm', 'Reshape', 'Gather', 'Gather', 'Gather', ...REST]);
     expect(nodes[0]?.inputs).to.deep.equal(['x', 'w', 'gamma', 'beta', 'b']);
     expect(nodes[0]?.outputs).to.deep.equal(['packed']);
     expect(report.fused[0]?.splits).to.deep.equal([3 * N]);
-  });
-
-  it('packed and cut by Slice, Gather or Reshape', async () => {
-    const project: Project = (m, h) => {
-      matMul(m, h, weight(m, 'w', 0, [K, 3 * N]), 'packed');
-      return NAMES.map((name, i) =>
-        m.node(
-          'Slice',
-          ['packed', m.integers(`from${i}`, [1], [i * N]), m.integers(`to${i}`, [1], [(i + 1) * N]), m.integers(`axis${i}`, [1], [-1])],
-          [name],
-        ),
-      ); // prettier-ignore
-    };
-    const { ops } = await checkFused(layer({ project }));
-    expect(ops).to.deep.equal(['QKVGemm', 'Slice', 'Slice', 'Slice', ...REST]);
   });
 
   it('a projection that meets a weight first stays, and reads the norm', async () => {

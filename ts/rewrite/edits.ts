@@ -70,7 +70,8 @@ export class GraphEdits {
     const { emitNorm } = node.report;
     for (const parts of node.initializers) graph.addInitializer(parts);
     const after: Uint8Array[] = [];
-    const results = projections.map((p) => {
+    const results = projections.flatMap((p) => {
+      if (p.pieces) return p.pieces.map((piece) => piece.output);
       if (!p.flattened) return p.output;
       // The product had its leading dimensions joined: the op keeps them, so they are joined here.
       const value = this.names.unique(`${p.output}/${OP}`);
@@ -82,7 +83,8 @@ export class GraphEdits {
       this.added.push({ domain: '', opType: 'Reshape' });
       return value;
     });
-    const [y = '', ...further] = results;
+    const [first = '', ...further] = results;
+    const y = first === '' ? this.names.unique(`${node.name}.y`) : first; // the op's first output always has a name
     const outputs = normSlot || further.length > 0 ? [y, emitNorm ? norm.output : '', ...further] : [y];
     // Where the input's rank is not known, the op cannot say its outputs' type: see ops/shape_inference.cc.
     for (const output of outputs) if (output !== '') graph.addType(output, node.variant.type);

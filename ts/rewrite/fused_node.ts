@@ -75,7 +75,7 @@ export function buildNode(context: BuildContext, site: Site): BuiltNode | Refusa
   }
   inputs.push(bias ?? '', weights.value.scale ?? '');
   while (inputs.at(-1) === '') inputs.pop();
-  const splits = projections.map((p) => p.n);
+  const splits = projections.flatMap((p) => (p.pieces ?? [p]).map((piece) => piece.n));
   return {
     name,
     inputs,

@@ -10,6 +10,7 @@ import type { Norm } from './norms/norm.js';
 import { normRules } from './norms/index.js';
 import { projectionRules } from './projections/index.js';
 import type { Projection } from './projections/projection.js';
+import { withSplit } from './projections/split.js';
 import type { Refusal } from './report.js';
 
 /** One norm and the projections that become one node with it. */
@@ -121,7 +122,7 @@ function siteOf(index: GraphIndex, norm: Norm, taken: ReadonlySet<Node>): Site |
       other.node,
     );
   }
-  return { norm, projections: group, aliases, type };
+  return { norm, projections: group.map((p) => withSplit(index, p, norm.input)), aliases, type };
 }
 
 /** A value and what Identity, or Dropout without a mask, makes of it. */
