@@ -10,6 +10,7 @@ export interface FuseFlags {
   output?: string;
   dtype: NonNullable<FuseOptions['dtype']>;
   fallback: boolean;
+  targets: NonNullable<FuseOptions['targets']>;
   verify: boolean;
   dryRun?: boolean;
   explain?: boolean;
@@ -23,7 +24,7 @@ export async function fuseCommand(
   flags: FuseFlags,
 ): Promise<number> {
   const output = given ?? defaultOutput(input);
-  const options = { dtype: flags.dtype, fallback: flags.fallback };
+  const options = { dtype: flags.dtype, fallback: flags.fallback, targets: flags.targets };
   const { report } = flags.dryRun
     ? fusePath(input, options)
     : await fuseFile(input, output, {
@@ -71,7 +72,7 @@ export function describe(report: FuseReport, explain: boolean): string {
     for (const site of report.fused) {
       table.push([
         site.node,
-        `${site.rules.norm} + ${site.rules.projection}`,
+        site.normType === 'none' ? site.rules.projection : `${site.rules.norm} + ${site.rules.projection}`,
         site.k,
         site.splits.join(' '),
         site.weightType,

@@ -7,7 +7,7 @@ import { encodeBuilt, type BuiltNode } from './fused_node.js';
 import type { GraphIndex } from './graph_index.js';
 import type { Names } from './names.js';
 import { countOps, type OpCounts } from './op_counts.js';
-import type { Site } from './sites.js';
+import { nodesOf, type Site } from './site.js';
 
 export class GraphEdits {
   private readonly removed = new Set<Node>();
@@ -23,16 +23,16 @@ export class GraphEdits {
   ) {}
 
   /** Takes out what a site's node replaces; from now on its inputs are read. */
-  replace({ norm, projections }: Site, node: BuiltNode): void {
-    for (const input of [...node.inputs, ...(norm.sum?.terms ?? [])]) this.newReads.add(input);
-    for (const member of [...norm.nodes, ...projections.flatMap((p) => p.nodes)]) {
-      this.drop(member);
-    }
-    this.redirectShapes(norm.output, norm.input);
+  replace(site: Site, node: BuiltNode): void {
+    const { norm } = site;
+    for (const input of [...node.inputs, ...(norm?.sum?.terms ?? [])]) this.newReads.add(input);
+    for (const member of nodesOf(site)) this.drop(member);
+    if (norm) this.redirectShapes(norm.output, norm.input);
   }
 
   /** Does anything still read the norm's output? What only passes it on, to nobody, is taken out. */
   keepNorm({ norm }: Site): boolean {
+    if (!norm) return false;
     const passing = new Set<Node>();
     const values = [norm.output];
     for (const value of values) {
@@ -63,10 +63,11 @@ export class GraphEdits {
     );
   }
 
-  /** Puts a built node where the norm ended. `normSlot`: the function has the output `norm`, used or not. */
+  /** Puts a built node where the norm ended, or where the first projection stood. `normSlot`: the function has the output `norm`, used or not. */
   insert({ norm, projections }: Site, node: BuiltNode, normSlot: boolean, overload: string): void {
     const { graph } = this.index.model;
-    const last = this.index.producers.get(norm.output) ?? norm.node;
+    const place = norm ? (this.index.producers.get(norm.output) ?? norm.node) : projections[0]?.nodes[0];
+    if (!place) throw new TypeError('a site without nodes');
     const { emitNorm } = node.report;
     for (const parts of node.initializers) graph.addInitializer(parts);
     const after: Uint8Array[] = [];
@@ -85,13 +86,14 @@ export class GraphEdits {
     });
     const [first = '', ...further] = results;
     const y = first === '' ? this.names.unique(`${node.name}.y`) : first; // the op's first output always has a name
-    const outputs = normSlot || further.length > 0 ? [y, emitNorm ? norm.output : '', ...further] : [y];
+    const outputs =
+      normSlot || further.length > 0 ? [y, norm && emitNorm ? norm.output : '', ...further] : [y];
     // Where the input's rank is not known, the op cannot say its outputs' type: see ops/shape_inference.cc.
     for (const output of outputs) if (output !== '') graph.addType(output, node.variant.type);
     const message = encodeBuilt(node, outputs, overload);
-    if (emitNorm) this.newReads.add(norm.output);
-    const before = norm.sum ? this.sumOf(norm.sum.terms, node) : [];
-    for (const bytes of [...before, message, ...after]) graph.insertNode(last, bytes);
+    if (norm && emitNorm) this.newReads.add(norm.output);
+    const before = norm?.sum ? this.sumOf(norm.sum.terms, node) : [];
+    for (const bytes of [...before, message, ...after]) graph.insertNode(place, bytes);
     this.added.push({ domain: DOMAIN, opType: OP });
   }
 
