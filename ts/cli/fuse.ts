@@ -82,14 +82,18 @@ export function describe(report: FuseReport, explain: boolean): string {
     }
     lines.push(table.toString());
     if (explain)
-      for (const site of report.fused) lines.push(`  ${site.node} replaces: ${site.replaced.join(', ')}`);
+      for (const site of report.fused)
+        lines.push(
+          `  ${site.norm === undefined ? 'no norm' : `norm ${site.norm}`} [${site.rules.norm} + ${site.rules.projection}]: became ${site.node}, which replaces: ${site.replaced.join(', ')}`,
+        );
   }
   if (report.refused.length > 0) {
     lines.push('Refused:');
     for (const refusal of report.refused) {
       const at = explain && refusal.at !== undefined ? ` (at ${refusal.at})` : '';
       const rule = explain ? ` [${refusal.rule}]` : '';
-      lines.push(`  ${refusal.node}${rule}: ${refusal.reason}${at}`);
+      const type = explain ? ` (${refusal.opType})` : '';
+      lines.push(`  ${refusal.node}${type}${rule}: ${refusal.reason}${at}`);
     }
   }
   const ops = [...new Set([...Object.keys(report.opsBefore), ...Object.keys(report.opsAfter)])].sort();

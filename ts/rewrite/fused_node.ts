@@ -99,6 +99,7 @@ export function buildNode(context: BuildContext, site: Site): BuiltNode | Refusa
     },
     report: {
       node: name,
+      ...(norm ? { norm: norm.node.label } : {}),
       targets: site.targets,
       rules: {
         norm: norm?.rule ?? 'none',

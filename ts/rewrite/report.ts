@@ -7,6 +7,8 @@ export type WeightType = 'float32' | 'float16' | 'bfloat16' | 'int8';
 export interface FusedSite {
   /** Name of the new node. */
   node: string;
+  /** The norm's node, as `Refusal.node` names it; absent where there is none. */
+  norm?: string;
   /** What its projections are for, of the targets that were asked for. */
   targets: Target[];
   /** Rules that matched: the norm's (`none` where there is none) and the projection's, e.g. `layer-normalization`, `matmul`. */

@@ -8,6 +8,7 @@ import { findLinear } from './linear.js';
 import type { Failure } from './match.js';
 import type { Norm } from './norms/norm.js';
 import { normRules } from './norms/index.js';
+import { findNearMisses } from './norms/near_misses.js';
 import type { Target } from './options.js';
 import { projectionRules } from './projections/index.js';
 import type { Projection } from './projections/projection.js';
@@ -26,10 +27,12 @@ export function findSites(
   const refused: Refusal[] = [];
   const taken = new Set<Node>();
   if (targets.has('qkv') || targets.has('mlp')) {
+    const explained = new Set<Node>();
     for (const node of index.model.graph.nodes) {
       for (const rule of normRules) {
         const match = rule.match(index, node);
         if (!match) continue;
+        for (const member of match.ok ? match.value.nodes : [node, match.at ?? node]) explained.add(member);
         const found = match.ok ? siteOf(index, match.value, taken, targets) : match;
         if ('reason' in found) refused.push(refusal(node, rule.name, found));
         else {
@@ -39,6 +42,8 @@ export function findSites(
         break;
       }
     }
+    for (const { node, rule, failure } of findNearMisses(index, explained))
+      refused.push(refusal(node, rule, failure));
   }
   if (targets.has('linear')) {
     const linear = findLinear(index, taken);
@@ -75,7 +80,9 @@ function siteOf(
     }
   }
   if (projections.length === 0) {
-    return nearest ?? failed(`its output '${norm.output}' feeds no MatMul or Gemm with constant weights`);
+    const [reader] = index.readers(norm.output);
+    const reason = `its output '${norm.output}' feeds no MatMul or Gemm with constant weights`;
+    return nearest ?? failed(reason, reader);
   }
   const { groups, others } = groupByAttention(index, projections);
   const [largest = []] = groups.sort((a, b) => b.length - a.length);
