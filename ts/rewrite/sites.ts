@@ -97,7 +97,9 @@ function siteOf(
       : failed(`its ${count} lead to attention, which the targets leave out`, largest[0]?.node);
   }
   // One node for all where all are asked for: the input is read and normalised once.
-  const group = qkv && targets.has('mlp') ? projections : qkv ? largest : others;
+  const group = (qkv && targets.has('mlp') ? projections : qkv ? largest : others).sort(
+    (a, b) => index.position(a.node) - index.position(b.node),
+  );
   const [first] = group;
   const k = first?.k ?? 0;
   for (const [what, vector] of [

@@ -24,7 +24,7 @@ export function withSplit(index: GraphIndex, projection: Projection, input: stri
   const { output, n, flattened } = projection;
   const readers = index.readers(output);
   if (flattened || readers.length === 0 || index.isGraphOutput(output)) return projection;
-  const rank = (index.dimsOf(output) ?? index.dimsOf(input))?.length;
+  const rank = projection.node.is('Gemm') ? 2 : (index.dimsOf(output) ?? index.dimsOf(input))?.length;
   const pieces: Piece[] = [];
   for (const reader of readers) {
     const cut = reader.is('Split')
