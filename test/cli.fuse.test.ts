@@ -119,7 +119,9 @@ describe('qkvgemm fuse', () => {
     const dry = qkvgemm(['fuse', model, '--dry-run', '--explain']);
     expect(dry.code).to.equal(0);
     expect(dry.stdout).to.contain('Dry run: nothing was written.');
-    expect(dry.stdout).to.match(/replaces: h_node, .*v_node/);
+    expect(dry.stdout).to.match(
+      /norm h_node \[layer-normalization \+ matmul.*\]: became h_node\/QKVGemm, which replaces: h_node, .*v_node/,
+    );
     expect(filesIn(folder())).to.deep.equal(['model.onnx']);
     expect((JSON.parse(qkvgemm(['fuse', model, '--dry-run', '--json']).stdout) as { output: null }).output).to
       .be.null;
@@ -129,7 +131,29 @@ describe('qkvgemm fuse', () => {
     const explained = qkvgemm(['fuse', model, '--dry-run', '--explain']);
     expect([plain.code, explained.code]).to.deep.equal([3, 3]);
     expect(plain.stdout).to.contain('h_node: none of its 3 projections leads to attention');
-    expect(explained.stdout).to.contain('h_node [').and.to.contain('(at ');
+    expect(explained.stdout).to.contain('h_node (LayerNormalization) [layer-normalization]: none of its 3');
+    expect(explained.stdout).to.contain('(at ');
+  });
+
+  it('--targets takes in more than what leads to attention; what is no target is a usage error', () => {
+    const model = writeAttentionModel(folder());
+    const out = path.join(folder(), 'out.onnx');
+    const { code, stdout, stderr } = qkvgemm(['fuse', model, out, '--targets', 'linear, qkv,qkv', '--json']);
+    expect([code, stderr]).to.deep.equal([0, '']);
+    const report = JSON.parse(stdout) as FuseReport;
+    expect(report.fused.map(({ targets, norm }) => [targets, norm])).to.deep.equal([[['qkv'], 'h_node']]);
+
+    writeAttentionModel(folder(), { attention: false });
+    const linear = qkvgemm(['fuse', model, '--dry-run', '--explain', '--targets', 'linear']);
+    expect(linear.stdout).to.contain('no norm [none + ');
+    const mlp = qkvgemm(['fuse', model, '--dry-run', '--json', '--targets', 'mlp']);
+    expect((JSON.parse(mlp.stdout) as FuseReport).fused[0]?.targets).to.deep.equal(['mlp']);
+
+    for (const targets of ['attention', '', 'qkv,']) {
+      const wrong = qkvgemm(['fuse', model, '--targets', targets]);
+      expect(wrong.code, targets).to.equal(2);
+      expect(wrong.stderr).to.contain('is no target; expected one or more of qkv,mlp,linear');
+    }
   });
 
   it('--overwrite replaces an existing output; without it that is an error', () => {

@@ -23,6 +23,8 @@ describe('LayerNormalization', () => {
     expect(report.fused).to.deep.equal([
       {
         node: 'h_node/QKVGemm',
+        norm: 'h_node',
+        targets: ['qkv'],
         rules: { norm: 'layer-normalization', projection: 'matmul' },
         replaced: ['h_node', 'q_node', 'k_node', 'v_node'],
         normType: 'layer_norm',

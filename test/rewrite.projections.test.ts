@@ -118,33 +118,20 @@ describe('matmul', () => {
     expect(report.fused[0]?.splits).to.deep.equal([N, N, N, N]);
   });
 
-  it('packed, with a bias: one output under its name, the weight as it was stored', async () => {
+  it('packed, cut by heads: one output under its name, weight and bias as they were stored', async () => {
     const project: Project = (m, h) => {
       const product = matMul(m, h, weight(m, 'w', 0, [K, 3 * N]), 'packed0');
       const packed = m.node('Add', [product, bias(m, 'b', [3 * N])], ['packed']);
-      m.node('Split', [packed, m.integers('widths', [3], [N, N, N])], NAMES, { attributes: { axis: { integer: -1 } } });
-      return NAMES;
+      const heads = m.node('Reshape', [packed, m.integers('heads', [4], [0, 0, N, 3])], ['by_head']);
+      return NAMES.map((name, i) =>
+        m.node('Gather', [heads, m.integers(`i${i}`, [], [i])], [name], { attributes: { axis: { integer: 3 } } }),
+      );
     }; // prettier-ignore
     const { report, nodes, ops } = await checkFused(layer({ project }));
-    expect(ops).to.deep.equal(['QKVGemm', 'Split', ...REST]);
+    expect(ops).to.deep.equal(['QKVGemm', 'Reshape', 'Gather', 'Gather', 'Gather', ...REST]);
     expect(nodes[0]?.inputs).to.deep.equal(['x', 'w', 'gamma', 'beta', 'b']);
     expect(nodes[0]?.outputs).to.deep.equal(['packed']);
     expect(report.fused[0]?.splits).to.deep.equal([3 * N]);
-  });
-
-  it('packed and cut by Slice, Gather or Reshape', async () => {
-    const project: Project = (m, h) => {
-      matMul(m, h, weight(m, 'w', 0, [K, 3 * N]), 'packed');
-      return NAMES.map((name, i) =>
-        m.node(
-          'Slice',
-          ['packed', m.integers(`from${i}`, [1], [i * N]), m.integers(`to${i}`, [1], [(i + 1) * N]), m.integers(`axis${i}`, [1], [-1])],
-          [name],
-        ),
-      ); // prettier-ignore
-    };
-    const { ops } = await checkFused(layer({ project }));
-    expect(ops).to.deep.equal(['QKVGemm', 'Slice', 'Slice', 'Slice', ...REST]);
   });
 
   it('a projection that meets a weight first stays, and reads the norm', async () => {
@@ -189,6 +176,51 @@ describe('weights of projections', () => {
       });
       return m.node('Transpose', [cast], [`w_${name}`]);
     }),
+    'rounded by a Cast': from((m, name, i) => {
+      const low = m.node('Cast', [weight(m, `s_${name}`, i)], [`c_${name}`], {
+        attributes: { to: { integer: DataType.float16 } },
+      });
+      return m.node('Cast', [low], [`w_${name}`], { attributes: { to: { integer: DataType.float } } });
+    }),
+    'behind Cast from double': from((m, name, i) => {
+      const values = new Float64Array(weightValues(K * N, i)).map((value) => value * 1.1);
+      const stored = m.tensor(`s_${name}`, DataType.double, [K, N], new Uint8Array(values.buffer));
+      return m.node('Cast', [stored], [`w_${name}`], { attributes: { to: { integer: DataType.float } } });
+    }),
+    'behind Reshape': from((m, name, i) =>
+      m.node(
+        'Reshape',
+        [weight(m, `s_${name}`, i, [1, K, N]), m.integers(`to_${name}`, [2], [-1, N])],
+        [`w_${name}`],
+      ),
+    ),
+    'behind Reshape that keeps a dimension': from((m, name, i) =>
+      m.node(
+        'Reshape',
+        [weight(m, `s_${name}`, i, [K, 2, N / 2]), m.integers(`to_${name}`, [2], [0, -1])],
+        [`w_${name}`],
+      ),
+    ),
+    'behind Transpose and Reshape': from((m, name, i) => {
+      const turned = m.node('Transpose', [weight(m, `s_${name}`, i, [N, K])], [`t_${name}`]);
+      return m.node('Reshape', [turned, m.integers(`to_${name}`, [2], [K, N])], [`w_${name}`]);
+    }),
+    'behind Squeeze and Transpose': from((m, name, i) => {
+      const stored = weight(m, `s_${name}`, i, [N, K, 1]);
+      const flat = m.node('Squeeze', [stored, m.integers(`a_${name}`, [1], [-1])], [`f_${name}`]);
+      return m.node('Transpose', [flat], [`w_${name}`]);
+    }),
+    'behind Squeeze of all': from((m, name, i) =>
+      m.node('Squeeze', [weight(m, `s_${name}`, i, [1, K, 1, N])], [`w_${name}`]),
+    ),
+    'behind Unsqueeze and Squeeze': from((m, name, i) => {
+      const axes = m.integers(`a_${name}`, [2], [-1, 0]);
+      const more = m.node('Unsqueeze', [weight(m, `s_${name}`, i), axes], [`u_${name}`]);
+      return m.node('Squeeze', [more, axes], [`w_${name}`]);
+    }),
+    'behind Flatten': from((m, name, i) =>
+      m.node('Flatten', [weight(m, `s_${name}`, i, [K, 2, N / 2])], [`w_${name}`]),
+    ),
     'one of them behind Transpose': from((m, name, i) =>
       i === 1 ? m.node('Transpose', [weight(m, 's', i, [N, K])], ['w_k']) : weight(m, `w_${name}`, i),
     ),
@@ -217,6 +249,17 @@ describe('weights of projections', () => {
     expect(model.graph.initializers.get(nodes[0]?.inputs[1] ?? '')?.dims).to.deep.equal([3 * N, K]);
   });
 
+  it('a single one in other dimensions is written anew, not taken as it is stored', async () => {
+    const project: Project = (m, h) => {
+      const stored = weight(m, 's', 0, [1, K, N]);
+      return [matMul(m, h, m.node('Reshape', [stored, m.integers('to', [2], [K, N])], ['w']), 'q')];
+    };
+    const { nodes, model } = await checkFused(layer({ project }));
+    expect(nodes[0]?.inputs[1]).to.equal('h_node/QKVGemm.weight');
+    expect(model.graph.initializers.get('h_node/QKVGemm.weight')?.dims).to.deep.equal([K, N]);
+    expect(model.graph.initializers.has('s')).to.equal(false);
+  });
+
   it('read by another node: kept for it', async () => {
     const after = (m: ModelBuilder): void => void m.output(m.node('Neg', ['w_k'], ['minus']));
     const { model } = await checkFused(layer({ after }));
@@ -229,7 +272,8 @@ describe('weights of projections', () => {
     ['a graph input', from((m, name) => m.input(`w_${name}`, [K, N])), "the weight is not constant: 'w_q' is a graph input"],
     ['computed', from((m, name, i) => m.node('Neg', [weight(m, `s_${name}`, i)], [`w_${name}`])), "the weight is not constant: 'w_q' is computed by Neg 'w_q_node'"],
     ['three-dimensional', from((m, name, i) => weight(m, `w_${name}`, i, [1, K, N])), "the weight 'w_q' has shape [1, 12, 8], expected two dimensions"],
-    ['rounded by a Cast', from((m, name, i) => m.node('Cast', [m.node('Cast', [weight(m, `s_${name}`, i)], [`c_${name}`], { attributes: { to: { integer: DataType.float16 } } })], [`w_${name}`], { attributes: { to: { integer: DataType.float } } })), "the weight is not constant: 'w_q' is computed by Cast 'w_q_node'"],
+    ['behind a Reshape that callers choose', from((m, name, i) => m.node('Reshape', [weight(m, `s_${name}`, i), m.input(`to_${name}`, [2], DataType.int64)], [`w_${name}`])), "the weight is not constant: 'w_q' is computed by Reshape 'w_q_node'"],
+    ['behind an Unsqueeze', from((m, name, i) => m.node('Unsqueeze', [weight(m, `s_${name}`, i), m.integers(`a_${name}`, [1], [0])], [`w_${name}`])), "the weight 'w_q' has shape [1, 12, 8], expected two dimensions"],
     ['of one dimension', from((m, name, i) => weight(m, `w_${name}`, i, [K])), "the weight 'w_q' has shape [12], expected two dimensions"],
   ] as const) {
     it(`refuses weights that are ${what}`, () => {

@@ -27,7 +27,7 @@ class Writer {
   constructor(private readonly seed: number) {
     this.state = seed * 7919 + 1;
     this.opset = this.pick([9, 12, 13, 17, 18, 20]);
-    this.m = new ModelBuilder({ '': this.opset });
+    this.m = new ModelBuilder({ '': this.opset, 'com.microsoft': 1 });
     this.flat = this.once(4);
   }
 
@@ -87,11 +87,12 @@ class Writer {
   }
 
   private norm(x: string): string {
-    const kind = this.below(this.opset >= 17 ? 4 : 2);
+    const kind = this.below(this.opset >= 17 ? 6 : 2);
     const gamma = (): string => this.floats([K], 0.5, 1);
     const beta = (): string => this.floats([K], 0.5);
     if (kind === 2) return this.node('LayerNormalization', [x, gamma(), ...(this.once(2) ? [beta()] : [])]);
     if (kind === 3) return this.node('SimplifiedLayerNormalization', [x, gamma()]);
+    if (kind > 3) return this.skipNorm(x, kind === 4, gamma(), beta());
     const d = kind === 0 ? this.node('Sub', [x, this.mean(x)]) : x;
     const again = kind === 0 && this.once(3) ? this.node('Sub', [x, this.mean(x)]) : d;
     const squares = this.once(2)
@@ -106,6 +107,18 @@ class Writer {
     if (!this.once(3)) h = this.commutative('Mul', h, gamma());
     if (this.once(8)) this.exposed.add(h);
     return kind === 0 && !this.once(3) ? this.commutative('Add', h, beta()) : h;
+  }
+
+  /** The norm of x and another term, which ONNX Runtime's optimisers write as one node. */
+  private skipNorm(x: string, simplified: boolean, gamma: string, beta: string): string {
+    const other = this.node('Tanh', [x]);
+    const bias = this.once(2) ? [this.floats([K], 0.5)] : [];
+    const sum = `sum_${this.count++}`;
+    const op = simplified ? 'SkipSimplifiedLayerNormalization' : 'SkipLayerNormalization';
+    const inputs = [x, other, gamma, ...(simplified ? [] : [beta]), ...bias];
+    const h = this.m.node(op, inputs, [`skip_${this.count++}`, '', '', sum], { domain: 'com.microsoft' });
+    if (this.once(3)) this.exposed.add(sum);
+    return h;
   }
 
   private project(h: string, n: number): string {
@@ -132,14 +145,42 @@ class Writer {
   /** (Q^T K) V^T of projections, brought back to K columns. */
   private attention(h: string, other: string): string {
     const n = this.pick([1, 4, 5]);
-    const [q, k, v] = [0, 1, 2].map(() => this.project(this.once(6) ? other : h, n)) as [
-      string,
-      string,
-      string,
-    ];
+    const [q, k, v] = (
+      this.once(3)
+        ? this.cut(this.project(h, 3 * n), n)
+        : [0, 1, 2].map(() => this.project(this.once(6) ? other : h, n))
+    ) as [string, string, string];
     const scores = this.node('MatMul', [this.transpose(q), k]);
     const mixed = this.transpose(this.node('MatMul', [scores, this.transpose(v)]));
     return this.node('MatMul', [this.node('Tanh', [mixed]), this.floats([n, K], 0.6)]);
+  }
+
+  /** Three pieces of a packed projection, by Split or Slice. */
+  private cut(packed: string, n: number): string[] {
+    const names = [0, 1, 2].map((i) => `piece_${this.count}_${i}`);
+    this.count++;
+    const axis = this.once(2) ? -1 : this.flat ? 1 : 2;
+    if (this.once(2)) {
+      // From opset 18 on a Split without widths says how many pieces it makes.
+      const count = this.opset >= 18 ? { num_outputs: { integer: 3 } } : {};
+      this.m.node('Split', [packed], names, { attributes: { axis: { integer: axis }, ...count } });
+    } else {
+      const int = (value: number): string => this.m.integers(`i_${this.count++}`, [1], [value]);
+      for (const [i, name] of names.entries()) {
+        const [from, to] = [i * n, (i + 1) * n];
+        if (this.opset > 9) this.m.node('Slice', [packed, int(from), int(to), int(axis)], [name]);
+        else
+          this.m.node('Slice', [packed], [name], {
+            attributes: {
+              starts: { integers: [from] },
+              ends: { integers: [to] },
+              axes: { integers: [axis] },
+            },
+          });
+      }
+    }
+    if (this.once(10)) this.exposed.add(packed);
+    return names;
   }
 
   private layer(x: string): string {

@@ -10,6 +10,7 @@ export interface FuseFlags {
   output?: string;
   dtype: NonNullable<FuseOptions['dtype']>;
   fallback: boolean;
+  targets: NonNullable<FuseOptions['targets']>;
   verify: boolean;
   dryRun?: boolean;
   explain?: boolean;
@@ -23,7 +24,7 @@ export async function fuseCommand(
   flags: FuseFlags,
 ): Promise<number> {
   const output = given ?? defaultOutput(input);
-  const options = { dtype: flags.dtype, fallback: flags.fallback };
+  const options = { dtype: flags.dtype, fallback: flags.fallback, targets: flags.targets };
   const { report } = flags.dryRun
     ? fusePath(input, options)
     : await fuseFile(input, output, {
@@ -71,7 +72,7 @@ export function describe(report: FuseReport, explain: boolean): string {
     for (const site of report.fused) {
       table.push([
         site.node,
-        `${site.rules.norm} + ${site.rules.projection}`,
+        site.normType === 'none' ? site.rules.projection : `${site.rules.norm} + ${site.rules.projection}`,
         site.k,
         site.splits.join(' '),
         site.weightType,
@@ -81,14 +82,18 @@ export function describe(report: FuseReport, explain: boolean): string {
     }
     lines.push(table.toString());
     if (explain)
-      for (const site of report.fused) lines.push(`  ${site.node} replaces: ${site.replaced.join(', ')}`);
+      for (const site of report.fused)
+        lines.push(
+          `  ${site.norm === undefined ? 'no norm' : `norm ${site.norm}`} [${site.rules.norm} + ${site.rules.projection}]: became ${site.node}, which replaces: ${site.replaced.join(', ')}`,
+        );
   }
   if (report.refused.length > 0) {
     lines.push('Refused:');
     for (const refusal of report.refused) {
       const at = explain && refusal.at !== undefined ? ` (at ${refusal.at})` : '';
       const rule = explain ? ` [${refusal.rule}]` : '';
-      lines.push(`  ${refusal.node}${rule}: ${refusal.reason}${at}`);
+      const type = explain ? ` (${refusal.opType})` : '';
+      lines.push(`  ${refusal.node}${type}${rule}: ${refusal.reason}${at}`);
     }
   }
   const ops = [...new Set([...Object.keys(report.opsBefore), ...Object.keys(report.opsAfter)])].sort();

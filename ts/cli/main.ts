@@ -3,6 +3,7 @@
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
 import { createRequire } from 'node:module';
 import { QkvGemmError } from '../errors.js';
+import { TARGETS, type Target } from '../rewrite/options.js';
 import { EXIT } from './exit.js';
 import { fuseCommand, type FuseFlags } from './fuse.js';
 import { infoCommand } from './info.js';
@@ -18,10 +19,20 @@ Exit codes:
 Examples:
   qkvgemm fuse model.onnx                          writes model.fused.onnx
   qkvgemm fuse model.onnx -o out.onnx --dtype int8
+  qkvgemm fuse model.onnx all.onnx --targets qkv,mlp,linear
   qkvgemm fuse model.onnx --dry-run --explain      writes nothing, says why each norm was or was not fused
   qkvgemm tune model.fused.onnx --dims batch=1 --rows 1,16,128
   qkvgemm info --json
 `;
+
+/** `qkv,mlp`: names in any order, each once. */
+function parseTargets(text: string): Target[] {
+  const names = text.split(',').map((name) => name.trim());
+  const unknown = names.find((name) => !TARGETS.includes(name as Target));
+  if (unknown !== undefined)
+    throw new Error(`'${unknown}' is no target; expected one or more of ${TARGETS.join(',')}`);
+  return [...new Set(names as Target[])];
+}
 
 /** Of a session, which starts as many as it is told to. */
 const MOST_THREADS = 1024;
@@ -55,6 +66,14 @@ export async function main(args: readonly string[]): Promise<number> {
       new Option('--dtype <type>', 'type of the fused weights')
         .choices(['keep', 'fp16', 'bf16', 'int8'])
         .default('keep'),
+    )
+    .addOption(
+      new Option(
+        '--targets <list>',
+        'projections to fuse, e.g. qkv,mlp: qkv, behind a norm and leading to attention; mlp, the others behind a norm; linear, all others',
+      )
+        .argParser((text: string) => parsed(parseTargets, text))
+        .default(['qkv'], 'qkv'),
     )
     .option('--no-fallback', 'leave out the function body: the model then needs the library')
     .option('--no-verify', 'do not load the result in onnxruntime-node before it is written')

@@ -1,19 +1,21 @@
-/** Values that are constant: initialisers and Constant nodes, also behind Identity, Transpose and exact Casts. */
+/**
+ * Values that are constant: initialisers and Constant nodes, also behind Identity, Transpose, Cast between float types, what
+ * changes dimensions only (Reshape, Squeeze, Unsqueeze, Flatten), and, for vectors, Add of a number (1 + gamma).
+ */
 import { DataType, Tensor, type DataSource } from '../onnx/tensor.js';
 import { encodeTensor } from '../onnx/tensor.js';
 import { concat } from '../onnx/wire.js';
+import type { Attribute, Node } from '../onnx/node.js';
+import { floatsIn, isFloat, reshaped, rounded, shifted, transposed, type Elements } from './folded.js';
 import type { GraphIndex } from './graph_index.js';
-import { toFloat32 } from './weights/convert.js';
 
 export interface Constant {
   /** Name of the value as the graph reads it. */
   name: string;
-  tensor: Tensor;
+  tensor: Elements;
   /** The value is the tensor with its two dimensions exchanged. */
   transposed: boolean;
-  /** Set where the value is the initialiser itself, under this name. */
-  initializer: string | undefined;
-  /** Element type of the value; differs from the tensor's behind a Cast that loses nothing. */
+  /** Element type of the value; differs from the tensor's behind a Cast that loses nothing, and behind what is folded. */
   type: number;
 }
 
@@ -34,42 +36,118 @@ export function findConstant(index: GraphIndex, name: string, depth = 0): Consta
   const initializer = index.model.graph.initializers.get(name);
   if (initializer) {
     if (index.isOverridable(name)) return undefined;
-    return { name, tensor: initializer, transposed: false, initializer: name, type: initializer.type };
+    return { name, tensor: initializer, transposed: false, type: initializer.type };
   }
   const node = index.producers.get(name);
-  const input = node?.inputs[0];
   if (!node || depth >= MAX_DEPTH) return undefined;
   if (node.is('Constant')) {
     const tensor = constantOf(node.attributes);
-    return tensor && { name, tensor, transposed: false, initializer: undefined, type: tensor.type };
+    return tensor && { name, tensor, transposed: false, type: tensor.type };
   }
-  if (input === undefined) return undefined;
-  if (node.is('Identity')) {
-    const inner = findConstant(index, input, depth + 1);
-    return inner && { ...inner, name };
-  }
-  if (node.is('Transpose')) {
-    const inner = findConstant(index, input, depth + 1);
+  const fold = FOLDS[node.opType];
+  const input = node.inputs[0];
+  if (!fold || node.domain !== '' || input === undefined) return undefined;
+  const inner = findConstant(index, input, depth + 1);
+  const folded = inner && fold(index, node, inner, depth + 1);
+  return folded && { ...folded, name };
+}
+
+type Fold = (index: GraphIndex, node: Node, inner: Constant, depth: number) => Constant | undefined;
+
+/** What a node makes of its first input where that is constant; undefined where it is beyond what is folded. */
+const FOLDS: Record<string, Fold> = {
+  Identity: (_, __, inner) => inner,
+  Transpose(_, node, inner) {
     const perm = node.integers('perm') ?? [1, 0];
-    if (inner?.tensor.dims.length !== 2 || perm.length !== 2 || perm[0] !== 1 || perm[1] !== 0)
+    if (inner.tensor.dims.length !== 2 || perm.length !== 2 || perm[0] !== 1 || perm[1] !== 0)
       return undefined;
-    return { ...inner, name, transposed: !inner.transposed, initializer: undefined };
-  }
-  if (node.is('Cast')) {
-    const inner = findConstant(index, input, depth + 1);
+    return { ...inner, transposed: !inner.transposed };
+  },
+  Cast(_, node, inner) {
     const to = node.integer('to', 0);
-    const widens =
-      to === DataType.float && (inner?.type === DataType.float16 || inner?.type === DataType.bfloat16);
-    if (!inner || !(widens || to === inner.type)) return undefined;
-    return { ...inner, name, type: to, initializer: to === inner.type ? inner.initializer : undefined };
-  }
-  return undefined;
+    if (to === inner.type) return inner;
+    // What float32 holds exactly stays as it is stored; all else is rounded as Cast rounds it.
+    if (to === DataType.float && isFloat(inner.type)) return { ...inner, type: to };
+    if (!isFloat(to) || !(isFloat(inner.type) || inner.type === DataType.double)) return undefined;
+    return { ...inner, type: to, tensor: rounded(inner.tensor, to) };
+  },
+  Reshape: (index, node, inner) => withDims(inner, reshapeDims(index, node, dimsOfConstant(inner))),
+  Flatten(_, node, inner) {
+    const dims = dimsOfConstant(inner);
+    const axis = node.integer('axis', 1);
+    const at = axis < 0 ? axis + dims.length : axis;
+    const count = (part: readonly number[]): number => part.reduce((product, dim) => product * dim, 1);
+    return at < 0 || at > dims.length
+      ? undefined
+      : withDims(inner, [count(dims.slice(0, at)), count(dims.slice(at))]);
+  },
+  Squeeze(index, node, inner) {
+    const dims = dimsOfConstant(inner);
+    const given = axesOf(index, node, dims.length);
+    if (given === undefined) return undefined;
+    const axes = given ?? dims.flatMap((dim, i) => (dim === 1 ? [i] : []));
+    return axes.some((axis) => dims[axis] !== 1)
+      ? undefined
+      : withDims(
+          inner,
+          dims.filter((_, i) => !axes.includes(i)),
+        );
+  },
+  Unsqueeze(index, node, inner) {
+    const dims = [...dimsOfConstant(inner)];
+    const rank = dims.length + (axesOf(index, node, 0)?.length ?? 0);
+    const axes = axesOf(index, node, rank);
+    if (!axes || new Set(axes).size < axes.length || axes.some((axis) => axis < 0 || axis >= rank))
+      return undefined;
+    for (const axis of [...axes].sort((a, b) => a - b)) dims.splice(axis, 0, 1);
+    return withDims(inner, dims);
+  },
+  Add(index, node, inner, depth) {
+    const other = findConstant(index, node.inputs[1] ?? '', depth);
+    if (!other || !isFloat(inner.type) || other.type !== inner.type) return undefined;
+    const [vector, number] = vectorLength(inner) === undefined ? [other, inner] : [inner, other];
+    if (vectorLength(vector) === undefined || number.tensor.count !== 1 || number.tensor.dims.length > 1)
+      return undefined;
+    const by = floatsOf(number, index.source)?.[0];
+    // In float32 even where the graph adds in 16 bits: 1 + gamma in bfloat16 has lost most of gamma.
+    return by === undefined ? undefined : { ...vector, tensor: shifted(vector.tensor, by) };
+  },
+};
+
+function dimsOfConstant({ tensor, transposed }: Constant): readonly number[] {
+  return transposed ? [...tensor.dims].reverse() : tensor.dims;
+}
+
+/** The constant with other dimensions; the order of its elements stays. */
+function withDims(constant: Constant, dims: readonly number[] | undefined): Constant | undefined {
+  if (!dims || (constant.transposed && !isFloat(constant.tensor.type))) return undefined;
+  const tensor = constant.transposed ? transposed(constant.tensor) : constant.tensor;
+  return { ...constant, transposed: false, tensor: reshaped(tensor, dims) };
+}
+
+/** Dimensions behind a Reshape: 0 keeps one (unless allowzero), -1 takes what is left. Undefined where they do not fit. */
+function reshapeDims(index: GraphIndex, node: Node, from: readonly number[]): number[] | undefined {
+  const shape = integersOf(findConstant(index, node.inputs[1] ?? ''), index.source);
+  if (!shape) return undefined;
+  const count = from.reduce((product, dim) => product * dim, 1);
+  const dims = shape.map((dim, i) =>
+    dim === 0 && node.integer('allowzero', 0) === 0 ? (from[i] ?? -2) : dim,
+  );
+  const known = dims.reduce((product, dim) => (dim === -1 ? product : product * dim), 1);
+  const result = dims.map((dim) => (dim === -1 ? count / known : dim));
+  const fits = result.every((dim) => Number.isSafeInteger(dim) && dim >= 0);
+  return fits && result.reduce((product, dim) => product * dim, 1) === count ? result : undefined;
+}
+
+/** Axes of Squeeze or Unsqueeze, not negative; null where none are given, undefined where they are not constant. */
+function axesOf(index: GraphIndex, node: Node, rank: number): number[] | null | undefined {
+  const input = node.inputs[1];
+  const axes = input ? integersOf(findConstant(index, input), index.source) : (node.integers('axes') ?? null);
+  return axes && axes.map((axis) => (axis < 0 ? axis + rank : axis));
 }
 
 /** The tensor of a Constant node, in whichever attribute it stands. */
-function constantOf(
-  attributes: ReadonlyMap<string, import('../onnx/node.js').Attribute>,
-): Tensor | undefined {
+function constantOf(attributes: ReadonlyMap<string, Attribute>): Tensor | undefined {
   const value = attributes.get('value')?.tensor;
   if (value) return value;
   const make = (type: number, dims: number[], data: ArrayBufferView): Tensor =>
@@ -92,14 +170,7 @@ function constantOf(
 
 /** The elements of a float constant, as float32; undefined for other types. */
 export function floatsOf(constant: Constant, source?: DataSource): Float32Array | undefined {
-  const { tensor } = constant;
-  if (tensor.type === DataType.double) {
-    const bytes = tensor.bytes(source);
-    const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-    return Float32Array.from({ length: tensor.count }, (_, i) => view.getFloat64(i * 8, true));
-  }
-  if (![DataType.float, DataType.float16, DataType.bfloat16].includes(tensor.type as 1)) return undefined;
-  return toFloat32(tensor.bytes(source), tensor.type);
+  return floatsIn(constant.tensor, source);
 }
 
 /** A constant of one element, of any numeric type, as a number. With several dimensions it could raise a result's rank. */

@@ -1,5 +1,5 @@
 /** The edits of one graph: what fused nodes replace goes, with all that nothing reads any more. */
-import { encodeNode, type Node } from '../onnx/node.js';
+import { encodeAttribute, encodeNode, type Node } from '../onnx/node.js';
 import { DataType, encodeTensor } from '../onnx/tensor.js';
 import { MessageWriter, readFields, text } from '../onnx/wire.js';
 import { DOMAIN, OP } from './function_body.js';
@@ -7,7 +7,7 @@ import { encodeBuilt, type BuiltNode } from './fused_node.js';
 import type { GraphIndex } from './graph_index.js';
 import type { Names } from './names.js';
 import { countOps, type OpCounts } from './op_counts.js';
-import type { Site } from './sites.js';
+import { nodesOf, type Site } from './site.js';
 
 export class GraphEdits {
   private readonly removed = new Set<Node>();
@@ -23,16 +23,16 @@ export class GraphEdits {
   ) {}
 
   /** Takes out what a site's node replaces; from now on its inputs are read. */
-  replace({ norm, projections }: Site, node: BuiltNode): void {
-    for (const input of node.inputs) this.newReads.add(input);
-    for (const member of [...norm.nodes, ...projections.flatMap((p) => p.nodes)]) {
-      this.drop(member);
-    }
-    this.redirectShapes(norm.output, norm.input);
+  replace(site: Site, node: BuiltNode): void {
+    const { norm } = site;
+    for (const input of [...node.inputs, ...(norm?.sum?.terms ?? [])]) this.newReads.add(input);
+    for (const member of nodesOf(site)) this.drop(member);
+    if (norm) this.redirectShapes(norm.output, norm.input);
   }
 
   /** Does anything still read the norm's output? What only passes it on, to nobody, is taken out. */
   keepNorm({ norm }: Site): boolean {
+    if (!norm) return false;
     const passing = new Set<Node>();
     const values = [norm.output];
     for (const value of values) {
@@ -63,14 +63,16 @@ export class GraphEdits {
     );
   }
 
-  /** Puts a built node where the norm ended. `normSlot`: the function has the output `norm`, used or not. */
+  /** Puts a built node where the norm ended, or where the first projection stood. `normSlot`: the function has the output `norm`, used or not. */
   insert({ norm, projections }: Site, node: BuiltNode, normSlot: boolean, overload: string): void {
     const { graph } = this.index.model;
-    const last = this.index.producers.get(norm.output) ?? norm.node;
+    const place = norm ? (this.index.producers.get(norm.output) ?? norm.node) : projections[0]?.nodes[0];
+    if (!place) throw new TypeError('a site without nodes');
     const { emitNorm } = node.report;
     for (const parts of node.initializers) graph.addInitializer(parts);
     const after: Uint8Array[] = [];
-    const results = projections.map((p) => {
+    const results = projections.flatMap((p) => {
+      if (p.pieces) return p.pieces.map((piece) => piece.output);
       if (!p.flattened) return p.output;
       // The product had its leading dimensions joined: the op keeps them, so they are joined here.
       const value = this.names.unique(`${p.output}/${OP}`);
@@ -82,14 +84,42 @@ export class GraphEdits {
       this.added.push({ domain: '', opType: 'Reshape' });
       return value;
     });
-    const [y = '', ...further] = results;
-    const outputs = normSlot || further.length > 0 ? [y, emitNorm ? norm.output : '', ...further] : [y];
+    const [first = '', ...further] = results;
+    const y = first === '' ? this.names.unique(`${node.name}.y`) : first; // the op's first output always has a name
+    const outputs =
+      normSlot || further.length > 0 ? [y, norm && emitNorm ? norm.output : '', ...further] : [y];
     // Where the input's rank is not known, the op cannot say its outputs' type: see ops/shape_inference.cc.
     for (const output of outputs) if (output !== '') graph.addType(output, node.variant.type);
     const message = encodeBuilt(node, outputs, overload);
-    if (emitNorm) this.newReads.add(norm.output);
-    for (const bytes of [message, ...after]) graph.insertNode(last, bytes);
+    if (norm && emitNorm) this.newReads.add(norm.output);
+    const before = norm?.sum ? this.sumOf(norm.sum.terms, node) : [];
+    for (const bytes of [...before, message, ...after]) graph.insertNode(place, bytes);
     this.added.push({ domain: DOMAIN, opType: OP });
+  }
+
+  /**
+   * NodeProtos that add terms up to the node's input. Three and more terms of a 16-bit type are added in float32 and rounded
+   * once, as ONNX Runtime's kernels do on the CPU; of two, one Add in the type itself does the same.
+   */
+  private sumOf(terms: readonly string[], node: BuiltNode): Uint8Array[] {
+    const { type } = node.variant;
+    const [sum = ''] = node.inputs;
+    const messages: Uint8Array[] = [];
+    const emit = (opType: string, inputs: string[], output: string, to?: number): string => {
+      const attributes = to === undefined ? [] : [encodeAttribute('to', { integer: to })];
+      const name = this.names.unique(`${node.name}/${opType}`);
+      messages.push(encodeNode({ opType, name, inputs, outputs: [output], attributes }));
+      this.added.push({ domain: '', opType });
+      return output;
+    };
+    const fresh = (): string => this.names.unique(`${sum}/${OP}`);
+    const wide = type !== DataType.float && terms.length > 2;
+    const addends = wide ? terms.map((term) => emit('Cast', [term], fresh(), DataType.float)) : terms;
+    const total = addends.reduce((left, right, i) =>
+      emit('Add', [left, right], i === addends.length - 1 && !wide ? sum : fresh()),
+    );
+    if (wide) emit('Cast', [total], sum, type);
+    return messages;
   }
 
   /** A norm keeps its input's shape: who asks for the shape of its output can ask the input, and the output need not exist. */

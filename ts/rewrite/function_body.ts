@@ -114,8 +114,8 @@ function encodeFunction(variant: Variant, overload: string, opset: number): Uint
 
   const writer = new MessageWriter().string(1, OP);
   const inputs = ['input', 'weight', 'gamma', 'beta', 'bias', 'scale', 'zero_point'];
-  const used =
-    variant.weightType === DataType.int8 ? 6 : variant.bias ? 5 : variant.normType === 'layer_norm' ? 4 : 3;
+  const operands = { layer_norm: 4, rms_norm: 3, none: 2 }[variant.normType];
+  const used = variant.weightType === DataType.int8 ? 6 : variant.bias ? 5 : operands;
   for (const name of inputs.slice(0, used)) writer.string(4, name);
   for (const name of slots ? ['y', 'norm', ...splitNames.slice(1)] : ['y']) writer.string(5, name);
   for (const name of ATTRIBUTES) writer.string(6, name);

@@ -11,9 +11,10 @@ import { buildNode, type BuiltNode } from './fused_node.js';
 import { GraphIndex } from './graph_index.js';
 import { Names } from './names.js';
 import { countOps, opName } from './op_counts.js';
-import type { FuseOptions } from './options.js';
+import { targetsOf, type FuseOptions } from './options.js';
 import type { FuseReport } from './report.js';
-import { findSites, type Site } from './sites.js';
+import type { Site } from './site.js';
+import { findSites } from './sites.js';
 
 export interface FusedModel {
   /** The model's bytes, in parts that refer to the input where nothing changed. */
@@ -29,7 +30,8 @@ const DTYPES = ['keep', 'fp16', 'bf16', 'int8'] as const;
  * @throws QkvGemmError `INVALID_MODEL`, `UNSUPPORTED_MODEL`, `EXTERNAL_DATA`, `INVALID_ARGUMENT`.
  */
 export function fuseModel(bytes: Uint8Array, options: FuseOptions = {}, source?: DataSource): FusedModel {
-  checkOptions('fuse', options, ['dtype', 'fallback']);
+  checkOptions('fuse', options, ['dtype', 'fallback', 'targets']);
+  const targets = targetsOf(options);
   const dtype = options.dtype ?? 'keep';
   if (!DTYPES.includes(dtype)) {
     throw new QkvGemmError(
@@ -41,7 +43,7 @@ export function fuseModel(bytes: Uint8Array, options: FuseOptions = {}, source?:
   const model = new Model(bytes);
   const index = new GraphIndex(model, source);
   const opsBefore = countOps(model.graph.nodes);
-  const { sites, refused } = findSites(index);
+  const { sites, refused } = findSites(index, targets);
   const held = model.functions.includes(`${DOMAIN}:${OP}`)
     ? 'function'
     : opsBefore[opName(DOMAIN, OP)]

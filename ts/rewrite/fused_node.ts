@@ -2,12 +2,13 @@
 import { encodeAttribute, encodeNode } from '../onnx/node.js';
 import { DataType, type DataSource } from '../onnx/tensor.js';
 import { BFLOAT16_OPSET, DOMAIN, encodeVector, OP, type Variant } from './function_body.js';
+import type { Constant } from './constants.js';
 import type { GraphIndex } from './graph_index.js';
 import { fail } from './match.js';
 import type { Names } from './names.js';
 import type { FuseOptions } from './options.js';
 import type { FusedSite, Refusal, WeightType } from './report.js';
-import { refusal, type Site } from './sites.js';
+import { nodesOf, refusal, type Site } from './site.js';
 import { assembleWeights, joinBiases, storedName, vectorOperand } from './weights/assemble.js';
 
 const WEIGHT_TYPES: Record<number, WeightType> = {
@@ -40,20 +41,23 @@ export interface BuildContext {
 export function buildNode(context: BuildContext, site: Site): BuiltNode | Refusal {
   const { index, names, dtype, fallback, source } = context;
   const { norm, projections, type } = site;
-  const name = names.unique(`${norm.node.name || norm.output}/${OP}`);
+  const head = norm?.node ?? projections[0]?.node;
+  const rule = norm?.rule ?? projections[0]?.rule ?? '';
+  if (!head) throw new TypeError('a site without nodes');
+  const name = names.unique(`${head.name || (norm?.output ?? projections[0]?.output)}/${OP}`);
   const initializers: Uint8Array[][] = [];
   const add = (parts: Uint8Array[]): void => void initializers.push(parts);
   const weights = assembleWeights(index, projections, dtype, name, names.unique, source);
-  if (!weights.ok) return refusal(norm.node, norm.rule, weights);
+  if (!weights.ok) return refusal(head, rule, weights);
   const { opset } = index.model;
   if (fallback && opset < BFLOAT16_OPSET && weights.value.type === DataType.bfloat16) {
     const reason = `the model is in opset ${opset}, in which the function body cannot read bfloat16; ${BFLOAT16_OPSET} can`;
-    return refusal(norm.node, norm.rule, fail(reason));
+    return refusal(head, rule, fail(reason));
   }
   initializers.push(...weights.value.initializers);
   const k = projections[0]?.k ?? 0;
   const n = projections.reduce((sum, p) => sum + p.n, 0);
-  const vector = (constant: typeof norm.gamma, what: string, fill: number): string =>
+  const vector = (constant: Constant | undefined, what: string, fill: number): string =>
     vectorOperand(
       index,
       constant,
@@ -63,8 +67,14 @@ export function buildNode(context: BuildContext, site: Site): BuiltNode | Refusa
       add,
       source,
     );
-  const inputs = [norm.input, weights.value.weight, vector(norm.gamma, 'gamma', 1)];
-  inputs.push(norm.normType === 'layer_norm' ? vector(norm.beta, 'beta', 0) : '');
+  // A sum that no value of the graph holds gets a name; the edits put the Adds there.
+  const input = norm?.sum ? norm.sum.output || names.unique(`${norm.output}/sum`) : site.input;
+  const inputs = [
+    input,
+    weights.value.weight,
+    norm ? vector(norm.gamma, 'gamma', 1) : '',
+    norm?.normType === 'layer_norm' ? vector(norm.beta, 'beta', 0) : '',
+  ];
   let bias = biasOperand(context, site, name, add);
   if (bias === undefined && weights.value.scale !== undefined) {
     // No gap before the scale: see GAPS_NEED.
@@ -73,14 +83,14 @@ export function buildNode(context: BuildContext, site: Site): BuiltNode | Refusa
   }
   inputs.push(bias ?? '', weights.value.scale ?? '');
   while (inputs.at(-1) === '') inputs.pop();
-  const splits = projections.map((p) => p.n);
+  const splits = projections.flatMap((p) => (p.pieces ?? [p]).map((piece) => piece.n));
   return {
     name,
     inputs,
     transposed: weights.value.transposed,
     initializers,
     variant: {
-      normType: norm.normType,
+      normType: norm?.normType ?? 'none',
       splits: splits.length,
       transposed: weights.value.transposed,
       type,
@@ -89,10 +99,15 @@ export function buildNode(context: BuildContext, site: Site): BuiltNode | Refusa
     },
     report: {
       node: name,
-      rules: { norm: norm.rule, projection: [...new Set(projections.map((p) => p.rule))].join(', ') },
-      replaced: [...norm.nodes, ...projections.flatMap((p) => p.nodes)].map((node) => node.label),
-      normType: norm.normType,
-      epsilon: norm.epsilon,
+      ...(norm ? { norm: norm.node.label } : {}),
+      targets: site.targets,
+      rules: {
+        norm: norm?.rule ?? 'none',
+        projection: [...new Set(projections.map((p) => p.rule))].join(', '),
+      },
+      replaced: nodesOf(site).map((node) => node.label),
+      normType: norm?.normType ?? 'none',
+      epsilon: norm?.epsilon ?? 0,
       k,
       n,
       splits,

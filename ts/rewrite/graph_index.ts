@@ -29,6 +29,7 @@ export class GraphIndex {
   private readonly outputNames: Set<string>;
   private readonly inputTypes: Map<string, number | undefined>;
   private readonly types = new Map<string, number | undefined>();
+  private constants: Set<string> | undefined;
 
   /** @param source reads external data of small constants; without it they are an error. */
   constructor(
@@ -83,6 +84,27 @@ export class GraphIndex {
     return this.model.irVersion >= 4 && this.isGraphInput(name) && this.model.graph.initializers.has(name);
   }
 
+  /** Does a value depend on constants alone, whatever is computed from them? Wider than what `findConstant` can read. */
+  isConstant(name: string): boolean {
+    this.constants ??= this.constantValues();
+    return this.constants.has(name);
+  }
+
+  private constantValues(): Set<string> {
+    const { graph } = this.model;
+    const constants = new Set(graph.sparseInitializers);
+    for (const name of graph.initializers.keys()) if (!this.isOverridable(name)) constants.add(name);
+    for (const node of graph.nodes) {
+      const inputs = node.inputs.filter((name) => name !== '');
+      if (!inputs.every((name) => constants.has(name))) continue;
+      // Other nodes without inputs draw random numbers; what has a body may read the graph's values in it.
+      if (inputs.length === 0 ? !node.is('Constant') : hasBodyOrChance(node)) continue;
+      for (const output of node.outputs) constants.add(output);
+    }
+    constants.delete('');
+    return constants;
+  }
+
   /** Shape that the graph states for a value; -1 for a dimension without a size. */
   dimsOf(name: string): readonly number[] | undefined {
     const { graph } = this.model;
@@ -110,6 +132,13 @@ export class GraphIndex {
     this.types.set(name, type);
     return type;
   }
+}
+
+function hasBodyOrChance(node: Node): boolean {
+  return (
+    /^(Random|Multinomial|Bernoulli)/.test(node.opType) ||
+    [...node.attributes.values()].some((attribute) => attribute.graphs.length > 0)
+  );
 }
 
 function constantType(node: Node): number | undefined {

@@ -1,12 +1,17 @@
 /** What `fuse` did and did not do: the data behind the CLI's text and its `--json`. */
+import type { Target } from './options.js';
 
 export type WeightType = 'float32' | 'float16' | 'bfloat16' | 'int8';
 
-/** One norm with its projections that became one `com.deepspeed.QKVGemm` node. */
+/** One norm with its projections, or projections without a norm, that became one `com.deepspeed.QKVGemm` node. */
 export interface FusedSite {
   /** Name of the new node. */
   node: string;
-  /** Rules that matched: the norm's and the projection's, e.g. `layer-normalization`, `matmul`. */
+  /** The norm's node, as `Refusal.node` names it; absent where there is none. */
+  norm?: string;
+  /** What its projections are for, of the targets that were asked for. */
+  targets: Target[];
+  /** Rules that matched: the norm's (`none` where there is none) and the projection's, e.g. `layer-normalization`, `matmul`. */
   rules: { norm: string; projection: string };
   /** Names (or, unnamed, op types with the output name) of the nodes that it replaces, in graph order. */
   replaced: string[];
@@ -22,16 +27,16 @@ export interface FusedSite {
   weightSqnrDb?: number;
 }
 
-/** A norm that stays as it was, and why. */
+/** A norm, or with the target `linear` a product with constant weights, that stays as it was, and why. */
 export interface Refusal {
-  /** The norm's node: name, or op type with the output name. */
+  /** Its node: name, or op type with the output name. */
   node: string;
   opType: string;
   /** Rule that came nearest. */
   rule: string;
   /** The check that failed, with the values it saw. */
   reason: string;
-  /** Node at which it failed, where that is not the norm itself. */
+  /** Node at which it failed, where that is another one. */
   at?: string;
 }
 

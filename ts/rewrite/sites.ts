@@ -1,72 +1,72 @@
-/** Finds what can be fused: norms with the projections that lead to attention, and the reasons for the rest. */
+/** Finds what can be fused, norms with their projections and projections alone, and the reasons for the rest. */
 import { DataType, dataTypeName } from '../onnx/tensor.js';
 import type { Node } from '../onnx/node.js';
 import { findConstant } from './constants.js';
-import { OLDEST_OPSET } from './function_body.js';
 import type { GraphIndex } from './graph_index.js';
 import { groupByAttention } from './grouping.js';
+import { findLinear } from './linear.js';
 import type { Failure } from './match.js';
 import type { Norm } from './norms/norm.js';
 import { normRules } from './norms/index.js';
+import { findNearMisses } from './norms/near_misses.js';
+import type { Target } from './options.js';
 import { projectionRules } from './projections/index.js';
 import type { Projection } from './projections/projection.js';
+import { withSplit } from './projections/split.js';
 import type { Refusal } from './report.js';
-
-/** One norm and the projections that become one node with it. */
-export interface Site {
-  norm: Norm;
-  projections: Projection[];
-  /** Nodes between the norm and its projections that change nothing (Identity, Dropout). */
-  aliases: Node[];
-  /** Element type of the norm's input and of the node's outputs (DataType). */
-  type: number;
-}
+import { checkOpset, nodesOf, refusal, type Site } from './site.js';
 
 /** Norms whose result has the type of their scale, which need not be their input's. */
 const RETYPING = new Set(['RMSNormalization', 'SimplifiedLayerNormalization']);
 
-export function findSites(index: GraphIndex): { sites: Site[]; refused: Refusal[] } {
+export function findSites(
+  index: GraphIndex,
+  targets: ReadonlySet<Target>,
+): { sites: Site[]; refused: Refusal[] } {
   const sites: Site[] = [];
   const refused: Refusal[] = [];
   const taken = new Set<Node>();
-  for (const node of index.model.graph.nodes) {
-    for (const rule of normRules) {
-      const match = rule.match(index, node);
-      if (!match) continue;
-      if (!match.ok) {
-        refused.push(refusal(node, rule.name, match));
+  if (targets.has('qkv') || targets.has('mlp')) {
+    const explained = new Set<Node>();
+    for (const node of index.model.graph.nodes) {
+      for (const rule of normRules) {
+        const match = rule.match(index, node);
+        if (!match) continue;
+        for (const member of match.ok ? match.value.nodes : [node, match.at ?? node]) explained.add(member);
+        const found = match.ok ? siteOf(index, match.value, taken, targets) : match;
+        if ('reason' in found) refused.push(refusal(node, rule.name, found));
+        else {
+          for (const member of nodesOf(found)) taken.add(member);
+          sites.push(found);
+        }
         break;
       }
-      const found = siteOf(index, match.value, taken);
-      if ('reason' in found) refused.push(refusal(node, rule.name, found));
-      else {
-        for (const member of [...match.value.nodes, ...found.projections.flatMap((p) => p.nodes)])
-          taken.add(member);
-        sites.push(found);
-      }
-      break;
     }
+    for (const { node, rule, failure } of findNearMisses(index, explained))
+      refused.push(refusal(node, rule, failure));
+  }
+  if (targets.has('linear')) {
+    const linear = findLinear(index, taken);
+    sites.push(...linear.sites);
+    refused.push(...linear.refused);
   }
   return { sites, refused };
 }
 
-export function refusal(node: Node, rule: string, failure: Failure): Refusal {
-  const at = failure.at && failure.at !== node ? { at: failure.at.label } : {};
-  return { node: node.label, opType: node.opType, rule, reason: failure.reason, ...at };
-}
-
-function siteOf(index: GraphIndex, norm: Norm, taken: ReadonlySet<Node>): Site | Failure {
+function siteOf(
+  index: GraphIndex,
+  norm: Norm,
+  taken: ReadonlySet<Node>,
+  targets: ReadonlySet<Target>,
+): Site | Failure {
   const failed = (reason: string, at?: Node): Failure =>
     at ? { ok: false, reason, at } : { ok: false, reason };
-  const { opset } = index.model;
-  if (opset < OLDEST_OPSET)
-    return failed(
-      `the model ${opset ? `is in opset ${opset}` : 'names no opset'}, expected ${OLDEST_OPSET} or newer`,
-    );
+  const tooOld = checkOpset(index);
+  if (tooOld) return tooOld;
   const overlap = norm.nodes.find((node) => taken.has(node));
   if (overlap) return failed('part of the norm belongs to another fused node', overlap);
 
-  const { values, nodes: aliases } = aliasesOf(index, norm.output);
+  const values = aliasesOf(index, norm.output);
   const projections: Projection[] = [];
   let nearest: Failure | undefined;
   for (const value of values) {
@@ -80,16 +80,26 @@ function siteOf(index: GraphIndex, norm: Norm, taken: ReadonlySet<Node>): Site |
     }
   }
   if (projections.length === 0) {
-    return nearest ?? failed(`its output '${norm.output}' feeds no MatMul or Gemm with constant weights`);
+    const [reader] = index.readers(norm.output);
+    const reason = `its output '${norm.output}' feeds no MatMul or Gemm with constant weights`;
+    return nearest ?? failed(reason, reader);
   }
   const { groups, others } = groupByAttention(index, projections);
-  const [group] = groups.sort((a, b) => b.length - a.length);
-  if (!group) {
-    return failed(
-      `none of its ${projections.length} projections leads to attention (they meet a constant weight or the graph's end first)`,
-      others[0]?.node,
-    );
+  const [largest = []] = groups.sort((a, b) => b.length - a.length);
+  const [qkv, mlp] = [targets.has('qkv') && largest.length > 0, targets.has('mlp') && others.length > 0];
+  if (!qkv && !mlp) {
+    const count = `${projections.length} projections`;
+    return targets.has('qkv')
+      ? failed(
+          `none of its ${count} leads to attention (they meet a constant weight or the graph's end first)`,
+          others[0]?.node,
+        )
+      : failed(`its ${count} lead to attention, which the targets leave out`, largest[0]?.node);
   }
+  // One node for all where all are asked for: the input is read and normalised once.
+  const group = (qkv && targets.has('mlp') ? projections : qkv ? largest : others).sort(
+    (a, b) => index.position(a.node) - index.position(b.node),
+  );
   const [first] = group;
   const k = first?.k ?? 0;
   for (const [what, vector] of [
@@ -121,23 +131,26 @@ function siteOf(index: GraphIndex, norm: Norm, taken: ReadonlySet<Node>): Site |
       other.node,
     );
   }
-  return { norm, projections: group, aliases, type };
+  return {
+    norm,
+    input: norm.input,
+    projections: group.map((p) => withSplit(index, p, norm.input)),
+    targets: [...(qkv ? (['qkv'] as const) : []), ...(mlp ? (['mlp'] as const) : [])],
+    type,
+  };
 }
 
 /** A value and what Identity, or Dropout without a mask, makes of it. */
-function aliasesOf(index: GraphIndex, value: string): { values: Set<string>; nodes: Node[] } {
+function aliasesOf(index: GraphIndex, value: string): Set<string> {
   const values = new Set([value]);
-  const nodes: Node[] = [];
   for (const name of values) {
     for (const reader of index.readers(name)) {
       const output = reader.outputs[0];
       if (reader.inputs[0] !== name || output === undefined || values.has(output)) continue;
-      if (!reader.is('Identity') && !(reader.is('Dropout') && dropsNothing(index, reader))) continue;
-      values.add(output);
-      nodes.push(reader);
+      if (reader.is('Identity') || (reader.is('Dropout') && dropsNothing(index, reader))) values.add(output);
     }
   }
-  return { values, nodes };
+  return values;
 }
 
 /**

@@ -15,6 +15,7 @@ import {
   meanOf,
   readTail,
   skipCast,
+  skipWidening,
   squareOf,
   type Norm,
   type NormRule,
@@ -25,6 +26,8 @@ interface Division {
   dividend: string;
   radicand: string;
   nodes: Node[];
+  /** Brings the deviation, or its inverse, to the type of the dividend. */
+  cast: Node | undefined;
 }
 
 function sqrtOf(index: GraphIndex, name: string): { node: Node; radicand: string } | undefined {
@@ -50,9 +53,10 @@ function divisionAt(index: GraphIndex, node: Node): Division | undefined {
   const [a, b] = node.inputs;
   if (a === undefined || b === undefined) return undefined;
   if (node.is('Div')) {
-    const root = sqrtOf(index, b);
+    const { source, cast } = skipCast(index, b);
+    const root = sqrtOf(index, source);
     return root && scalarOf(index, a) === undefined
-      ? { dividend: a, radicand: root.radicand, nodes: [node, root.node] }
+      ? { dividend: a, radicand: root.radicand, nodes: [node, root.node, ...(cast ? [cast] : [])], cast }
       : undefined;
   }
   if (!node.is('Mul')) return undefined;
@@ -60,8 +64,11 @@ function divisionAt(index: GraphIndex, node: Node): Division | undefined {
     [a, b],
     [b, a],
   ] as const) {
-    const inverse = reciprocalSqrtOf(index, factor);
-    if (inverse) return { dividend, radicand: inverse.radicand, nodes: [node, ...inverse.nodes] };
+    const { source, cast } = skipCast(index, factor);
+    const inverse = reciprocalSqrtOf(index, source);
+    if (!inverse) continue;
+    const nodes = [node, ...inverse.nodes, ...(cast ? [cast] : [])];
+    return { dividend, radicand: inverse.radicand, nodes, cast };
   }
   return undefined;
 }
@@ -77,6 +84,43 @@ function centred(index: GraphIndex, d: string): Match<{ input: string; nodes: No
   return mean.value.input === x
     ? { ok: true, value: { input: x, nodes: [node, mean.value.node] } }
     : undefined;
+}
+
+/**
+ * x is cast up for the statistics, and what comes of it back. That is what the fused op does by itself, in float32, giving
+ * x's type.
+ *
+ * @param inner Casts inside of the norm: of what is squared, and of the deviation or its inverse.
+ */
+function checkCasts(
+  index: GraphIndex,
+  entry: { source: string; cast: Node | undefined },
+  [squared, deviation]: readonly [Node | undefined, Node | undefined],
+  tail: { output: string; nodes: readonly Node[] },
+): Match<undefined> {
+  const last = tail.nodes.filter((node) => node.is('Cast'));
+  const first = entry.cast ?? squared ?? deviation ?? last[0];
+  if (!first) return { ok: true, value: undefined };
+  const from = index.typeOf(entry.source);
+  const to = index.typeOf(tail.output);
+  if (from === undefined || from !== to) {
+    const name = (type: number | undefined): string =>
+      type === undefined ? 'an unknown type' : dataTypeName(type);
+    return fail(
+      `x is ${name(from)} and the normalised value ${name(to)}; the fused op gives x's type`,
+      first,
+    );
+  }
+  // float16 in between a float32 input and result, or an integer, loses what the fused op keeps.
+  for (const [what, cast] of [
+    ...last.map((node) => ['the normalised value', node] as const),
+    ['the deviation', deviation] as const,
+  ]) {
+    const type = cast?.integer('to', 0);
+    if (cast && type !== undefined && type !== DataType.float && type !== from)
+      return fail(`${what} is cast to ${dataTypeName(type)}, expected float32 or x's type`, cast);
+  }
+  return { ok: true, value: undefined };
 }
 
 function match(
@@ -98,6 +142,7 @@ function match(
   const nodes = [...division.nodes, sum.node, mean.value.node, square.node];
 
   let input = division.dividend;
+  let squareCast: Node | undefined;
   if (isLayerNorm) {
     if (!difference.ok) return difference;
     nodes.push(...difference.value.nodes);
@@ -114,44 +159,23 @@ function match(
       nodes.push(...other.value.nodes);
     }
   } else if (square.input !== input) {
-    const [a, b] = [skipCast(index, square.input), skipCast(index, input)];
+    const [a, b] = [skipWidening(index, square.input), skipWidening(index, input)];
     if (a.source !== b.source)
       return fail(`the squares are of '${square.input}', not of the numerator '${input}'`, square.node);
-    if (a.cast) nodes.push(a.cast);
+    squareCast = a.cast;
+    if (squareCast) nodes.push(squareCast);
   }
   const epsilon = sum.scalar;
   const positive = checkEpsilon(epsilon, sum.node);
   if (!positive.ok) return positive;
 
-  const entry = skipCast(index, input);
+  const entry = skipWidening(index, input);
   const value = node.outputs[0] ?? '';
   const tail = readTail(index, value, isLayerNorm);
   nodes.push(...tail.nodes);
-  const cast = entry.cast ?? tail.nodes.find((tailNode) => tailNode.is('Cast'));
-  if (cast) {
-    // x is cast up for the statistics and back. That is what the fused op does by itself, in float32, giving x's type.
-    const from = index.typeOf(entry.source);
-    const to = index.typeOf(tail.output);
-    if (from === undefined || from !== to) {
-      const name = (type: number | undefined): string =>
-        type === undefined ? 'an unknown type' : dataTypeName(type);
-      return fail(
-        `x is ${name(from)} and the normalised value ${name(to)}; the fused op gives x's type`,
-        cast,
-      );
-    }
-    // float16 in between a float32 input and result, or an integer, loses what the fused op keeps.
-    const narrow = tail.nodes.find(
-      (n) => n.is('Cast') && ![DataType.float, from].includes(n.integer('to', 0)),
-    );
-    if (narrow) {
-      const to = dataTypeName(narrow.integer('to', 0));
-      return fail(`the normalised value is cast to ${to}, expected float32 or x's type`, narrow);
-    }
-  }
+  const types = checkCasts(index, entry, [squareCast, division.cast], tail);
+  if (!types.ok) return types;
   if (entry.cast) {
-    if (entry.cast.integer('to', 0) !== DataType.float)
-      return fail('x is cast, but not to float32', entry.cast);
     input = entry.source;
     // The Cast may serve other readers as well; it goes with the norm only if nobody else needs it.
     if (index.readers(entry.cast.outputs[0] ?? '').every((reader) => nodes.includes(reader)))

@@ -2,11 +2,14 @@
 import { decomposedLayerNorm, decomposedRmsNorm } from './decomposed.js';
 import { layerNormalization, rmsNormalization, simplifiedLayerNormalization } from './layer_normalization.js';
 import type { NormRule } from './norm.js';
+import { skipLayerNormalization, skipSimplifiedLayerNormalization } from './skip_layer_normalization.js';
 
 export const normRules: readonly NormRule[] = [
   layerNormalization,
   rmsNormalization,
   simplifiedLayerNormalization,
+  skipLayerNormalization,
+  skipSimplifiedLayerNormalization,
   decomposedLayerNorm,
   decomposedRmsNorm,
 ];

@@ -9,6 +9,7 @@ import {
   whyNotConstant,
   type Constant,
 } from '../constants.js';
+import { isFloat } from '../folded.js';
 import type { GraphIndex } from '../graph_index.js';
 import { fail, type Match } from '../match.js';
 
@@ -17,7 +18,13 @@ export interface Norm {
   rule: string;
   normType: 'layer_norm' | 'rms_norm';
   epsilon: number;
+  /** What is normalised; with `sum`, the first of its terms, which has the sum's shape and type. */
   input: string;
+  /**
+   * What is normalised is a sum that the norm's node makes by itself: its terms, in the order in which they are added, and
+   * the name under which the node gives the sum to others ('' if it does not).
+   */
+  sum?: { terms: string[]; output: string };
   output: string;
   gamma: Constant | undefined;
   beta: Constant | undefined;
@@ -72,8 +79,7 @@ export function vectorInput(
 }
 
 export function checkFloat(constant: Constant, what: string, node: Node): Match<Constant> {
-  const floats: readonly number[] = [DataType.float, DataType.float16, DataType.bfloat16];
-  if (!floats.includes(constant.type)) {
+  if (!isFloat(constant.type)) {
     return fail(
       `${what} '${constant.name}' is ${dataTypeName(constant.type)}, expected float32, float16 or bfloat16`,
       node,
@@ -186,9 +192,17 @@ function otherOperand(index: GraphIndex, node: Node, value: string): Constant | 
   return (vectorLength(constant) ?? 0) > 1 ? constant : undefined;
 }
 
-/** Behind Casts of a value: where it comes from. */
+/** Behind a Cast of a value: where it comes from. */
 export function skipCast(index: GraphIndex, name: string): { source: string; cast: Node | undefined } {
   const cast = index.producers.get(name);
   const source = cast?.inputs[0];
   return cast?.is('Cast') && source !== undefined ? { source, cast } : { source: name, cast: undefined };
+}
+
+/** Behind a Cast that brings a value of a float type to float32, which loses nothing: where it comes from. */
+export function skipWidening(index: GraphIndex, name: string): { source: string; cast: Node | undefined } {
+  const skipped = skipCast(index, name);
+  const exact =
+    isFloat(index.typeOf(skipped.source) ?? 0) && skipped.cast?.integer('to', 0) === DataType.float;
+  return exact ? skipped : { source: name, cast: undefined };
 }

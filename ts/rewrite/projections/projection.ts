@@ -23,6 +23,8 @@ export interface Projection {
   biasFactor: number;
   /** The output has two dimensions, all leading ones made into one (Reshape before a Gemm). */
   flattened: boolean;
+  /** Outputs in place of `output`, where it is only read in pieces along the last axis; their columns add up to n. */
+  pieces?: readonly { output: string; n: number }[];
   /** The node that multiplies. */
   node: Node;
   nodes: Node[];

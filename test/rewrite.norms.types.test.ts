@@ -1,0 +1,211 @@
+import { expect } from 'chai';
+import { type ModelBuilder, uniform } from '../models/builder.js';
+import { DataType } from '../ts/onnx/tensor.js';
+import { toFloat32 } from '../ts/rewrite/weights/convert.js';
+import { checkFused, checkRefused } from './support/fused.js';
+import { K, layer, N, weightValues } from './support/layers.js';
+import { spell } from './support/norms.js';
+
+const { float, float16, bfloat16, int64 } = DataType;
+const REST = ['Transpose', 'MatMul', 'Transpose', 'MatMul'];
+
+const cast = (m: ModelBuilder, from: string, to: number, name: string): string =>
+  m.node('Cast', [from], [name], { attributes: { to: { integer: to } } });
+
+/** Layer of 16-bit activations: `norm` takes and gives them; float32 at the graph's ends. */
+function low(
+  norm: (m: ModelBuilder, x: string) => string,
+  after: (m: ModelBuilder, h: string) => void = () => undefined,
+  opset = 17,
+  type: number = float16,
+): Uint8Array {
+  return layer({
+    opset,
+    irVersion: 10,
+    norm: (m, x) => norm(m, cast(m, x, type, 'x_low')),
+    project: (m, h) =>
+      ['q', 'k', 'v'].map((name, i) => {
+        const w = m.floats(`w_${name}`, [K, N], weightValues(K * N, i), type);
+        return cast(m, m.node('MatMul', [h, w], [`${name}_low`]), float, name);
+      }),
+    after,
+  });
+}
+
+/** The original rounds the normalised value and the product to 11 bits each; then Q K V multiply. */
+const HALF = { bound: 4e-3 };
+const scale = (m: ModelBuilder, type: number = float): string =>
+  m.floats('gamma', [K], uniform(K, 0.4, 3, 1), type);
+
+describe('norms of one node in float32 between 16-bit values', () => {
+  for (const [opType, opset] of [['LayerNormalization', 17], ['SimplifiedLayerNormalization', 17], ['RMSNormalization', 23]] as const) {
+    const norm = (m: ModelBuilder, x: string): string =>
+      cast(m, m.node(opType, [cast(m, x, float, 'x_f'), scale(m)], ['h']), float16, 'h_low');
+
+    it(`${opType}: both Casts are taken in`, async () => {
+      const { nodes, ops } = await checkFused(low(norm, undefined, opset), HALF);
+      expect(nodes[0]?.inputs[0]).to.equal('x_low');
+      expect(nodes[0]?.inputs[2]).to.equal('gamma');
+      expect(ops.filter((op) => op === 'Cast')).to.have.length(4);
+    });
+
+    it(`${opType}: a Cast of x that others read stays for them`, async () => {
+      const { nodes, ops } = await checkFused(low(norm, (m) => m.output(m.node('Neg', ['x_f'], ['less'])), opset), HALF);
+      expect(nodes[0]?.inputs[0]).to.equal('x_low');
+      expect(ops.filter((op) => op === 'Cast')).to.have.length(5);
+    });
+
+    it(`${opType}: refused where its result is read in float32 too, or goes on in another type than x`, () => {
+      checkRefused(
+        low(norm, (m) => m.output(m.node('Neg', ['h'], ['less'])), opset),
+        "its output 'h' feeds no MatMul or Gemm with constant weights",
+      );
+      const widening = (m: ModelBuilder, x: string): string =>
+        cast(m, m.node(opType, [x, scale(m, float)], ['h']), float16, 'h_low');
+      checkRefused(
+        layer({ opset, irVersion: 10, norm: widening, project: (m, h) => ['q', 'k'].map((name, i) => cast(m, m.node('MatMul', [h, m.floats(`w_${name}`, [K, N], weightValues(K * N, i), float16)], [`${name}_low`]), float, name)) }),
+        "its output 'h' feeds no MatMul or Gemm with constant weights",
+      );
+    });
+  } // prettier-ignore
+
+  it('a result that has the type of a float32 scale, and is cast to x\'s type', async () => {
+    const norm = (m: ModelBuilder, x: string): string =>
+      cast(m, m.node('SimplifiedLayerNormalization', [x, scale(m)], ['h']), float16, 'h_low');
+    const { nodes, ops } = await checkFused(low(norm), HALF);
+    expect(nodes[0]?.inputs[0]).to.equal('x_low');
+    expect(ops).to.deep.equal(['Cast', 'QKVGemm', 'Cast', 'Cast', 'Cast', ...REST]);
+  }); // prettier-ignore
+});
+
+describe('decomposed norms with Casts inside', () => {
+  /** Statistics in float32 of 16-bit x; the factor is cast back before x is multiplied, or the deviation before x is divided. */
+  const inner =
+    (how: 'inverse' | 'deviation', back: number = float16) =>
+    (m: ModelBuilder, x: string): string => {
+      const squares = m.node('Pow', [cast(m, x, float, 'x_f'), m.floats('two', [], [2])], ['squares']);
+      const mean = m.node('ReduceMean', [squares], ['variance'], {
+        attributes: { axes: { integers: [-1] } },
+      });
+      const radicand = m.node('Add', [mean, m.floats('epsilon', [], [1e-3])], ['radicand']);
+      const root = m.node('Sqrt', [radicand], ['root']);
+      const factor = how === 'inverse' ? m.node('Reciprocal', [root], ['inverse']) : root;
+      const narrow = cast(m, factor, back, 'factor');
+      const h = m.node(how === 'inverse' ? 'Mul' : 'Div', [x, narrow], ['normalised']);
+      return m.node('Mul', [h, scale(m, float16)], ['h']);
+    };
+
+  for (const how of ['inverse', 'deviation'] as const) {
+    it(`the ${how} in x's type`, async () => {
+      const { nodes, report } = await checkFused(low(inner(how)), { bound: 8e-3 });
+      expect(report.fused[0]?.rules.norm).to.equal('decomposed-rms-norm');
+      expect(nodes[0]?.inputs[0]).to.equal('x_low');
+    });
+  }
+
+  it('refuses a deviation in a type that is not that of x', () => {
+    const through = (m: ModelBuilder, x: string): string => {
+      const mean = m.node('ReduceMean', [m.node('Mul', [x, x], ['squares'])], ['variance'], { attributes: { axes: { integers: [-1] } } });
+      const radicand = m.node('Add', [mean, m.floats('epsilon', [], [1e-3])], ['radicand']);
+      const root = cast(m, m.node('Sqrt', [radicand], ['root']), int64, 'root_i');
+      return m.node('Div', [x, root], ['normalised']);
+    };
+    checkRefused(
+      layer({ opset: 13, norm: through }),
+      "the deviation is cast to int64, expected float32 or x's type",
+      'root_i_node',
+    );
+  }); // prettier-ignore
+
+  it('refuses squares of x rounded to fewer bits', () => {
+    const norm = (m: ModelBuilder, x: string): string => {
+      const rounded = cast(m, x, float16, 'x_low');
+      const mean = m.node('ReduceMean', [m.node('Mul', [rounded, rounded], ['squares'])], ['variance_low'], { attributes: { axes: { integers: [-1] } } });
+      const sum = m.node('Add', [mean, m.floats('epsilon', [], [1e-3], float16)], ['radicand']);
+      return m.node('Div', [x, cast(m, m.node('Sqrt', [sum], ['root_low']), float, 'root')], ['normalised']);
+    };
+    checkRefused(
+      layer({ opset: 13, norm }),
+      "the squares are of 'x_low', not of the numerator 'x'",
+      'squares_node',
+    );
+  }); // prettier-ignore
+});
+
+describe('scales that are computed from constants', () => {
+  /** gamma, stored as `stored`; the graph adds one in `type`, and multiplies in float32. */
+  const onePlus =
+    (stored: number, type: number, order: 'gamma first' | 'one first', spelt: boolean) =>
+    (m: ModelBuilder, x: string): string => {
+      const gamma = m.floats('gamma', [K], uniform(K, 0.4, 3), stored);
+      const wide = stored === type ? gamma : cast(m, gamma, type, 'gamma_wide');
+      const one = m.floats('one', [], [1], type);
+      let g = m.node('Add', order === 'gamma first' ? [wide, one] : [one, wide], ['one_plus']);
+      if (type !== float) g = cast(m, g, float, 'one_plus_f');
+      if (!spelt) return m.node('SimplifiedLayerNormalization', [x, g], ['h']);
+      return m.node('Mul', [spell(m, x, true, { gamma: false }), g], ['h']);
+    };
+  const values = (type: number): Float32Array => {
+    const m = uniform(K, 0.4, 3);
+    if (type === float) return m.map((value) => 1 + value);
+    const view = new Uint16Array(m.length);
+    const bits = new Uint32Array(m.buffer.slice(0));
+    bits.forEach((u, i) => (view[i] = (u + 0x7fff + ((u >>> 16) & 1)) >>> 16));
+    return toFloat32(new Uint8Array(view.buffer), bfloat16).map((value) => 1 + value);
+  };
+
+  for (const spelt of [true, false]) {
+    const how = spelt ? 'of a decomposed norm' : 'of one node';
+    for (const order of ['gamma first', 'one first'] as const) {
+      it(`1 + gamma ${how}, ${order}`, async () => {
+        const original = layer({ opset: 13, norm: onePlus(float, float, order, spelt) });
+        const { model, nodes, ops } = await checkFused(original);
+        expect(ops).to.deep.equal(['QKVGemm', ...REST]);
+        const stored = model.graph.initializers.get(nodes[0]?.inputs[2] ?? '');
+        expect(Float32Array.from(toFloat32(stored?.bytes() ?? new Uint8Array(), float))).to.deep.equal(
+          values(float),
+        );
+        expect(model.graph.initializers.has('one')).to.equal(false);
+      });
+    }
+
+    it(`1 + gamma ${how} of a bfloat16 gamma: the sum keeps float32's digits`, async () => {
+      const wide = layer({ opset: 13, norm: onePlus(bfloat16, float, 'one first', spelt) });
+      const { model, nodes } = await checkFused(wide);
+      const stored = model.graph.initializers.get(nodes[0]?.inputs[2] ?? '');
+      expect(Float32Array.from(toFloat32(stored?.bytes() ?? new Uint8Array(), float))).to.deep.equal(
+        values(bfloat16),
+      );
+      // Where the graph adds in bfloat16, the fused node is closer to the true sum: 2^-9 is what the graph loses.
+      const narrow = layer({ opset: 14, norm: onePlus(bfloat16, bfloat16, 'one first', spelt) });
+      await checkFused(narrow, { reference: wide });
+    });
+  }
+
+  it('a scale behind a Cast to fewer bits is rounded as the Cast does', async () => {
+    const norm = (m: ModelBuilder, x: string): string => {
+      const g = cast(m, cast(m, m.floats('gamma', [K], uniform(K, 0.4, 3, 1)), float16, 'g_low'), float, 'g');
+      return m.node('LayerNormalization', [x, g], ['h']);
+    };
+    await checkFused(layer({ norm }));
+  });
+
+  it('refuses a sum of two vectors, and one with a number that callers choose', () => {
+    const sum = (other: (m: ModelBuilder) => string): Uint8Array =>
+      layer({
+        norm: (m, x) => {
+          const g = m.node('Add', [m.floats('gamma', [K], uniform(K, 0.4, 3)), other(m)], ['g']);
+          return m.node('LayerNormalization', [x, g], ['h']);
+        },
+      });
+    const reason = "the scale is not constant: 'g' is computed by Add 'g_node'";
+    checkRefused(
+      sum((m) => m.floats('more', [K], uniform(K, 0.4, 5))),
+      reason,
+    );
+    checkRefused(
+      sum((m) => m.input('one', [])),
+      reason,
+    );
+  });
+});

@@ -1,0 +1,46 @@
+/** Projections without a norm: products with constant weights, those of one value together. */
+import type { Node } from '../onnx/node.js';
+import type { GraphIndex } from './graph_index.js';
+import { projectionRules } from './projections/index.js';
+import { withSplit } from './projections/split.js';
+import type { Projection } from './projections/projection.js';
+import type { Refusal } from './report.js';
+import { checkOpset, refusal, type Site } from './site.js';
+
+/** @param taken nodes that belong to other sites. */
+export function findLinear(
+  index: GraphIndex,
+  taken: ReadonlySet<Node>,
+): { sites: Site[]; refused: Refusal[] } {
+  const refused: Refusal[] = [];
+  const groups = new Map<string, Projection[]>();
+  const tooOld = checkOpset(index);
+  for (const node of index.model.graph.nodes) {
+    const value = node.inputs[0];
+    // A Gemm behind a Reshape is as good as one without: its input has two dimensions.
+    if (taken.has(node) || value === undefined || index.isConstant(value) || node.is('Reshape')) continue;
+    for (const rule of projectionRules) {
+      const match = rule.match(index, node, value);
+      if (!match) continue;
+      const failure = match.ok ? tooOld : match;
+      const group = groups.get(value) ?? [];
+      if (match.ok && !tooOld && !match.value.nodes.some((member) => taken.has(member)))
+        groups.set(value, [...group, match.value]);
+      // A product of two computed values is no projection at all.
+      else if (failure && index.isConstant(node.inputs[1] ?? ''))
+        refused.push(refusal(node, rule.name, failure));
+      break;
+    }
+  }
+  const sites = [...groups].map(([input, projections]): Site => {
+    const type = projections[0]?.weight.type ?? 0;
+    return {
+      norm: undefined,
+      input,
+      projections: projections.map((p) => withSplit(index, p, input)),
+      targets: ['linear'],
+      type,
+    };
+  });
+  return { sites, refused };
+}
