@@ -1,7 +1,7 @@
 /** `qkvgemm fuse`: rewrites a file and says what was done. */
 import fs from 'node:fs';
 import Table from 'cli-table3';
-import { defaultOutput, fuseFile, fusePath } from '../fuse_file.js';
+import { defaultOutput, fuseFile, planFile, type FusedFile } from '../fuse_file.js';
 import type { FuseOptions } from '../rewrite/options.js';
 import type { FuseReport } from '../rewrite/report.js';
 import { EXIT } from './exit.js';
@@ -14,6 +14,8 @@ export interface FuseFlags {
   dryRun?: boolean;
   explain?: boolean;
   overwrite?: boolean;
+  saveAsExternalData?: boolean;
+  externalDataFile?: string;
   json?: boolean;
 }
 
@@ -24,19 +26,23 @@ export async function fuseCommand(
 ): Promise<number> {
   const output = given ?? defaultOutput(input);
   const options = { dtype: flags.dtype, fallback: flags.fallback };
-  const { report } = flags.dryRun
-    ? fusePath(input, options)
+  const { report, data }: FusedFile = flags.dryRun
+    ? { report: planFile(input, options) }
     : await fuseFile(input, output, {
         ...options,
         overwrite: flags.overwrite ?? false,
         verify: flags.verify,
+        saveAsExternalData: flags.saveAsExternalData ?? false,
+        ...(flags.externalDataFile === undefined ? {} : { externalDataFile: flags.externalDataFile }),
       });
   const written = !flags.dryRun && report.fused.length > 0;
   if (flags.json) {
-    console.log(JSON.stringify({ input, output: written ? output : null, ...report }, undefined, 2));
+    const files = { input, output: written ? output : null, ...(data ? { data } : {}) };
+    console.log(JSON.stringify({ ...files, ...report }, undefined, 2));
   } else {
     console.log(describe(report, flags.explain ?? false));
-    if (written) console.log(`Wrote ${output} (${size(fs.statSync(output).size)}).`);
+    const beside = data ? ` and ${data.file} (${size(data.bytes)})` : '';
+    if (written) console.log(`Wrote ${output} (${size(fs.statSync(output).size)})${beside}.`);
     else
       console.log(
         flags.dryRun ? 'Dry run: nothing was written.' : 'Nothing could be fused; nothing was written.',

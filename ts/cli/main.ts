@@ -58,6 +58,8 @@ export async function main(args: readonly string[]): Promise<number> {
     )
     .option('--no-fallback', 'leave out the function body: the model then needs the library')
     .option('--no-verify', 'do not load the result in onnxruntime-node before it is written')
+    .option('--save-as-external-data', 'weights leave the model file for OUT.data beside it')
+    .option('--external-data-file <name>', 'one file beside OUT for all weights, external ones included')
     .option('--dry-run', 'write nothing')
     .option('--explain', 'say of each norm what became of it, and why')
     .option('--overwrite', 'replace an existing output')

@@ -1,7 +1,7 @@
 /** The rewrite: each site becomes one com.deepspeed.QKVGemm node, with a function body beside it. */
 import { QkvGemmError } from '../errors.js';
 import { Model } from '../onnx/model.js';
-import type { DataSource } from '../onnx/tensor.js';
+import { elementSize, inlineStore, type DataSource, type TensorStore } from '../onnx/tensor.js';
 import { concat } from '../onnx/wire.js';
 import { checkOptions } from '../options.js';
 import { isOlder } from '../session/addon.js';
@@ -29,6 +29,30 @@ const DTYPES = ['keep', 'fp16', 'bf16', 'int8'] as const;
  * @throws QkvGemmError `INVALID_MODEL`, `UNSUPPORTED_MODEL`, `EXTERNAL_DATA`, `INVALID_ARGUMENT`.
  */
 export function fuseModel(bytes: Uint8Array, options: FuseOptions = {}, source?: DataSource): FusedModel {
+  const steps = fuseSteps(bytes, options, source);
+  for (;;) {
+    const step = steps.next();
+    if (step.done) return step.value;
+  }
+}
+
+/** How far a rewrite is: bytes of the original weights that have been packed. */
+export interface FuseProgress {
+  done: number;
+  total: number;
+}
+
+/**
+ * The rewrite in steps, a fused node each, so that whoever drives it can show how far it is, or stop.
+ *
+ * @param store takes the new weights (default: the model itself).
+ */
+export function* fuseSteps(
+  bytes: Uint8Array,
+  options: FuseOptions = {},
+  source?: DataSource,
+  store: TensorStore = inlineStore,
+): Generator<FuseProgress, FusedModel> {
   checkOptions('fuse', options, ['dtype', 'fallback']);
   const dtype = options.dtype ?? 'keep';
   if (!DTYPES.includes(dtype)) {
@@ -57,10 +81,14 @@ export function fuseModel(bytes: Uint8Array, options: FuseOptions = {}, source?:
   const names = new Names(model.graph);
   const edits = new GraphEdits(index, names);
   const built: { site: Site; node: BuiltNode }[] = [];
+  const total = sites.reduce((sum, site) => sum + weightBytes(site), 0);
+  let done = 0;
   for (const site of sites) {
-    const node = buildNode({ index, names, dtype, fallback, source }, site);
+    const node = buildNode({ index, names, dtype, fallback, source, store }, site);
     if ('reason' in node) refused.push(node);
     else built.push({ site, node });
+    done += weightBytes(site);
+    yield { done, total };
   }
   for (const { site, node } of built) edits.replace(site, node);
   for (const { site, node } of built) node.report.emitNorm = edits.keepNorm(site);
@@ -106,6 +134,13 @@ export function fuseModel(bytes: Uint8Array, options: FuseOptions = {}, source?:
           : [],
     },
   };
+}
+
+function weightBytes({ projections }: Site): number {
+  return projections.reduce(
+    (sum, { weight: { tensor } }) => sum + tensor.count * (elementSize(tensor.type) ?? 0),
+    0,
+  );
 }
 
 /**

@@ -1,6 +1,6 @@
 /** A site as one com.deepspeed.QKVGemm node: its inputs, new initialisers and attributes. */
 import { encodeAttribute, encodeNode } from '../onnx/node.js';
-import { DataType, type DataSource } from '../onnx/tensor.js';
+import { DataType, type DataSource, type TensorStore } from '../onnx/tensor.js';
 import { BFLOAT16_OPSET, DOMAIN, encodeVector, OP, type Variant } from './function_body.js';
 import type { GraphIndex } from './graph_index.js';
 import { fail } from './match.js';
@@ -35,15 +35,17 @@ export interface BuildContext {
   /** A function body goes with the node. */
   fallback: boolean;
   source: DataSource | undefined;
+  /** Takes the new weights. */
+  store: TensorStore;
 }
 
 export function buildNode(context: BuildContext, site: Site): BuiltNode | Refusal {
-  const { index, names, dtype, fallback, source } = context;
+  const { index, names, dtype, fallback, source, store } = context;
   const { norm, projections, type } = site;
   const name = names.unique(`${norm.node.name || norm.output}/${OP}`);
   const initializers: Uint8Array[][] = [];
   const add = (parts: Uint8Array[]): void => void initializers.push(parts);
-  const weights = assembleWeights(index, projections, dtype, name, names.unique, source);
+  const weights = assembleWeights(index, projections, dtype, name, names.unique, source, store);
   if (!weights.ok) return refusal(norm.node, norm.rule, weights);
   const { opset } = index.model;
   if (fallback && opset < BFLOAT16_OPSET && weights.value.type === DataType.bfloat16) {
