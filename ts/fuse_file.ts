@@ -1,6 +1,7 @@
 /** The rewrite from file to file: external data, a check that ONNX Runtime accepts the result, and an atomic write. */
 import fs from 'node:fs';
 import path from 'node:path';
+import { checkLoads } from './check_loads.js';
 import type { DataFile } from './data_file.js';
 import { QkvGemmError } from './errors.js';
 import { externalTensors, FolderSource } from './external_data.js';
@@ -10,7 +11,6 @@ import { checkOptions } from './options.js';
 import type { FuseOptions } from './rewrite/options.js';
 import { fuseSteps, fuseModel, type FusedModel } from './rewrite/fuse.js';
 import type { FuseReport } from './rewrite/report.js';
-import { withQkvGemm } from './session/index.js';
 import { inSteps, stageAndCommit, Staging, type Companion } from './staging.js';
 import { moveTensors, WeightStore } from './weight_store.js';
 
@@ -205,42 +205,18 @@ export async function fuseFileWithin(
     report.bytesAfter = parts.reduce((sum, part) => sum + part.length, 0);
     const companions =
       kept.length === 0 || oneFile ? [] : companionsOf(concat(parts), source, { data, moved: store.moved });
-    const check = verify ? (staged: string) => checkLoads(staged, input) : undefined;
-    const copying = counting(
-      'copy',
-      companions.reduce((sum, { from }) => sum + fs.statSync(from).size, 0),
-    );
-    await stageAndCommit(staging, parts, companions, check, copying, largest);
+    const weights = companions.reduce((sum, { from }) => sum + fs.statSync(from).size, 0);
+    const size = report.bytesAfter + data.size + weights;
+    const check = async (staged: string): Promise<void> => {
+      onProgress?.({ phase: 'check', done: 0, total: size });
+      await checkLoads(staged, input, { bytes: size, fallback: rest.fallback !== false });
+      onProgress?.({ phase: 'check', done: size, total: size });
+    };
+    const copied = counting('copy', weights);
+    await stageAndCommit(staging, parts, companions, verify ? check : undefined, copied, largest);
     return {
       report,
       ...(data.used ? { data: { file: path.join(path.dirname(output), location), bytes: data.size } } : {}),
     };
   });
-}
-
-async function checkLoads(temporary: string, input: string): Promise<void> {
-  const ort = await import('onnxruntime-node');
-  const load = async (file: string): Promise<string | undefined> => {
-    try {
-      const session = await ort.InferenceSession.create(file, withQkvGemm({ logSeverityLevel: 4 }));
-      await session.release();
-      return undefined;
-    } catch (error) {
-      if (error instanceof QkvGemmError) throw error;
-      return error instanceof Error ? error.message : String(error);
-    }
-  };
-  const problem = await load(temporary);
-  if (problem === undefined) return;
-  const original = await load(input);
-  if (original !== undefined) {
-    throw new QkvGemmError(
-      'INVALID_MODEL',
-      `ONNX Runtime does not load '${input}' itself: ${original}. Nothing was written. (--no-verify rewrites it all the same.)`,
-    );
-  }
-  throw new QkvGemmError(
-    'CHECK_FAILED',
-    `ONNX Runtime loads '${input}', but not what was made of it: ${problem}. Nothing was written; please report this.`,
-  );
 }
