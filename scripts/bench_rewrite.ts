@@ -5,7 +5,7 @@
  *
  * Writes a model of that size, rewrites it three ways (beside the input, into another folder, into one data file), and
  * prints time, MB/s and peak memory of each beside those of `cp`, which is flushed to the disk as the rewrite is, and
- * measured before and behind it. What was written is removed. Exit code 1: a rewrite failed, or the disk is too small.
+ * measured just before it: disks are not steady. What was written is removed. Exit code 1: a rewrite failed, or the disk is too small.
  */
 import { spawnSync } from 'node:child_process';
 import fs from 'node:fs';
@@ -30,9 +30,9 @@ const layers = values.layers
 
 const MB = (bytes: number): string => (bytes / 1e6).toFixed(0);
 
-function row(what: string, written: number, seconds: number, peak: number | undefined): void {
-  const memory = peak === undefined ? '' : MB(peak);
-  console.log(`| ${what} | ${MB(written)} | ${seconds.toFixed(1)} | ${MB(written / seconds)} | ${memory} |`);
+function row(what: string, written: number, seconds: number, peak?: number, ratio?: number): void {
+  const cells = [what, MB(written), seconds.toFixed(1), MB(written / seconds)];
+  console.log(`| ${[...cells, ratio?.toFixed(2) ?? '', peak === undefined ? '' : MB(peak)].join(' | ')} |`);
 }
 
 /** Bytes of all files in a folder, each inode once. */
@@ -41,21 +41,23 @@ function bytesIn(folder: string): number {
   return names.reduce((sum, name) => sum + fs.statSync(path.join(folder, name)).size, 0);
 }
 
-/** Copies the weights, flushes the copy, and removes it. */
-function copy(input: string, scratch: string, what: string): void {
+/** Copies the weights and flushes the copy, then removes it; returns bytes a second. */
+function copy(input: string, scratch: string): number {
   const to = path.join(scratch, 'copy');
-  const time = (command: string, args: string[]): number => {
-    const started = performance.now();
-    const { status, stderr } = spawnSync(command, args, { encoding: 'utf8' });
-    if (status !== 0) throw new Error(`${command} failed: ${stderr}`);
-    return (performance.now() - started) / 1000;
-  };
   const from = path.join(input, WEIGHTS);
   const { size } = fs.statSync(from);
-  const copied = time('cp', [from, to]);
-  row(`cp, ${what}`, size, copied, undefined);
-  row(`cp and sync, ${what}`, size, copied + time('sync', [to]), undefined);
+  const started = performance.now();
+  for (const [command, ...args] of [
+    ['cp', from, to],
+    ['sync', to],
+  ] as const) {
+    const { status, stderr } = spawnSync(command, args, { encoding: 'utf8' });
+    if (status !== 0) throw new Error(`${command} failed: ${stderr}`);
+  }
+  const seconds = (performance.now() - started) / 1000;
   fs.rmSync(to);
+  row('cp and sync', size, seconds);
+  return size / seconds;
 }
 
 function bench(scratch: string): void {
@@ -66,9 +68,8 @@ function bench(scratch: string): void {
   console.log(
     `${layers} layers, ${(bytesIn(input) / 1e9).toFixed(2)} GB, dtype ${values.dtype}; ${machineLine()}\n`,
   );
-  console.log('| | MB written | seconds | MB/s | peak MB |');
-  console.log('|---|---:|---:|---:|---:|');
-  copy(input, scratch, 'before');
+  console.log('| | MB written | seconds | MB/s | times cp | peak MB |');
+  console.log('|---|---:|---:|---:|---:|---:|');
   const ways: [string, string, string[]][] = [
     ['beside the input', 'in', []],
     ['into another folder', 'out', []],
@@ -78,15 +79,17 @@ function bench(scratch: string): void {
     const out = path.join(scratch, folder);
     fs.mkdirSync(out, { recursive: true });
     const before = bytesIn(out);
+    const rate = copy(input, scratch);
     const args = ['fuse', model, path.join(out, 'fused.onnx'), '--dtype', values.dtype, ...flags];
     const { code, stderr, seconds, bytes } = runMeasured(args, scratch);
     if (code !== 0) throw new Error(`qkvgemm fuse ended with ${code}: ${stderr}`);
-    row(`fuse ${what}`, bytesIn(out) - before, seconds, bytes);
+    const written = bytesIn(out) - before;
+    row(`fuse ${what}`, written, seconds, bytes, written / seconds / rate);
     for (const name of fs.readdirSync(out)) {
       if (folder === 'out' || name.startsWith('fused')) fs.rmSync(path.join(out, name));
     }
   }
-  copy(input, scratch, 'behind');
+  copy(input, scratch);
 }
 
 if (!Number.isInteger(layers) || layers < 1) {

@@ -9,18 +9,9 @@ import { encodeNode } from '../ts/onnx/node.js';
 import { MessageWriter } from '../ts/onnx/wire.js';
 import { writeModelWhole } from '../ts/staging.js';
 import { filesIn, testFolder } from './support/command.js';
+import { failure } from './support/failure.js';
 
 const parts = [new Uint8Array([1, 2]), new Uint8Array(), new Uint8Array([3])];
-
-async function failure(action: () => unknown): Promise<QkvGemmError> {
-  try {
-    await action();
-  } catch (error) {
-    expect(error).to.be.instanceOf(QkvGemmError);
-    return error as QkvGemmError;
-  }
-  throw new Error('expected an error');
-}
 
 describe('writeModelWhole', () => {
   const folder = testFolder();

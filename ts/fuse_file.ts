@@ -2,7 +2,6 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { checkLoads } from './check_loads.js';
-import type { DataFile } from './data_file.js';
 import { QkvGemmError } from './errors.js';
 import { externalTensors, FolderSource } from './external_data.js';
 import { checkWritable, MAX_PROTOBUF, readModelFile } from './files.js';
@@ -98,15 +97,11 @@ function naming<T>(input: string, action: () => T): T {
 }
 
 /** The external files of a model, each once, but for the data file that was just written. */
-function companionsOf(
-  model: Uint8Array,
-  source: FolderSource,
-  written?: { data: DataFile; moved: ReadonlySet<string> },
-): Companion[] {
+function companionsOf(model: Uint8Array, source: FolderSource, written?: string): Companion[] {
   const files = new Map<string, string>();
   for (const { name, external } of externalTensors(model)) {
-    if (!external || (external.location === written?.data.location && written.moved.has(name))) continue;
-    files.set(external.location, source.locate(external, name).file);
+    if (external && external.location !== written)
+      files.set(external.location, source.locate(external, name).file);
   }
   return [...files].map(([location, from]) => ({ location, from }));
 }
@@ -203,8 +198,7 @@ export async function fuseFileWithin(
     }
     const { parts, report } = result;
     report.bytesAfter = parts.reduce((sum, part) => sum + part.length, 0);
-    const companions =
-      kept.length === 0 || oneFile ? [] : companionsOf(concat(parts), source, { data, moved: store.moved });
+    const companions = kept.length === 0 || oneFile ? [] : companionsOf(concat(parts), source, location);
     const weights = companions.reduce((sum, { from }) => sum + fs.statSync(from).size, 0);
     const size = report.bytesAfter + data.size + weights;
     const check = async (staged: string): Promise<void> => {
