@@ -13,6 +13,9 @@ export type QkvGemmErrorCode =
   | 'RUNTIME_UNSUPPORTED' // onnxruntime-node too old, not loaded, unknown platform
   | 'CHECK_FAILED'; // two models disagree
 
+/** Messages name what the model names, and names can have any length. */
+const LONGEST = 4000;
+
 /** The one error class of the package: `code` is stable, `message` says what, where, what was expected, what to do. */
 export class QkvGemmError extends Error {
   override readonly name = 'QkvGemmError';
@@ -21,6 +24,6 @@ export class QkvGemmError extends Error {
     message: string,
     options?: ErrorOptions,
   ) {
-    super(message, options);
+    super(message.length > LONGEST ? `${message.slice(0, LONGEST)} ... (shortened)` : message, options);
   }
 }

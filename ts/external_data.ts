@@ -2,11 +2,8 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { QkvGemmError } from './errors.js';
-import { Tensor, type DataSource, type ExternalData } from './onnx/tensor.js';
+import { MAX_TENSOR, Tensor, type DataSource, type ExternalData } from './onnx/tensor.js';
 import { readFields } from './onnx/wire.js';
-
-/** A tensor is read whole; one layer's projections have a hundredth of this. */
-const MAX_READ = 2 ** 32 - 1;
 
 /** Path of an external file. It must lie in the model's folder, symbolic links followed. */
 function externalPath(folder: string, location: string, tensor: string): string {
@@ -61,10 +58,10 @@ export class FolderSource implements DataSource {
   read(external: ExternalData, bytes: number, tensor: string): Uint8Array {
     const file = this.checkedPath(external, bytes, tensor);
     const { offset } = external;
-    if (bytes > MAX_READ) {
+    if (bytes > MAX_TENSOR) {
       throw new QkvGemmError(
         'UNSUPPORTED_MODEL',
-        `Tensor '${tensor}' has ${bytes} bytes; tensors up to ${MAX_READ} bytes are rewritten.`,
+        `Tensor '${tensor}' has ${bytes} bytes; tensors up to ${MAX_TENSOR} bytes are rewritten.`,
       );
     }
     const result = new Uint8Array(bytes);

@@ -77,10 +77,24 @@ export interface TensorStore {
   ): Uint8Array[];
 }
 
-/** Elements go into the model. */
-export const inlineStore: TensorStore = {
-  add: (name, type, dims, data) => encodeTensor(name, type, dims, data),
-};
+/** A tensor that is rewritten is held in memory; one layer's projections have a hundredth of this. */
+export const MAX_TENSOR = 2 ** 32 - 1;
+
+/** Elements go into the model, which can hold 2 GB. */
+export class InlineStore implements TensorStore {
+  private room = 2 ** 31 - 1;
+
+  add(name: string, type: number, dims: readonly number[], data: Uint8Array): Uint8Array[] {
+    this.room -= data.length;
+    if (this.room < 0) {
+      throw new QkvGemmError(
+        'UNSUPPORTED_MODEL',
+        'The new weights have more than 2 GB, which a model in one piece cannot hold. Use fuseFile, which puts them into a file of their own.',
+      );
+    }
+    return encodeTensor(name, type, dims, data);
+  }
+}
 
 /** No operator takes more dimensions; messages name them all. */
 const MAX_RANK = 1000;
@@ -111,10 +125,10 @@ export class Tensor {
     this.type = type ? integer(type) : 0;
     const location = one(14);
     if (location && integer(location) === 1) this.external = readExternal(this.fields, this.name);
-    if (this.dims.some((dim) => dim < 0 || !Number.isSafeInteger(dim))) {
+    if (this.dims.some((dim) => dim < 0) || !Number.isSafeInteger(this.count)) {
       throw new QkvGemmError(
         'INVALID_MODEL',
-        `Tensor '${this.name}' has dimensions [${this.dims.join(', ')}]; none may be negative.`,
+        `Tensor '${this.name}' has dimensions [${this.dims.join(', ')}]; none may be negative, and together at most 2^53 elements.`,
       );
     }
   }
@@ -227,7 +241,8 @@ function readExternal(fields: readonly Field[], tensor: string): ExternalData {
     const value = entries.get(key);
     if (value === undefined) return undefined;
     const parsed = Number(value);
-    if (Number.isSafeInteger(parsed) && parsed >= 0) return parsed;
+    // Digits alone: runtimes would read '1e3' as 1.
+    if (/^\d+$/.test(value) && Number.isSafeInteger(parsed)) return parsed;
     throw new QkvGemmError(
       'INVALID_MODEL',
       `Tensor '${tensor}': external_data ${key} is '${value}', expected a number >= 0.`,

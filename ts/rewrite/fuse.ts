@@ -1,10 +1,11 @@
 /** The rewrite: each site becomes one com.deepspeed.QKVGemm node, with a function body beside it. */
 import { QkvGemmError } from '../errors.js';
 import { Model } from '../onnx/model.js';
-import { elementSize, inlineStore, type DataSource, type TensorStore } from '../onnx/tensor.js';
+import { elementSize, InlineStore, type DataSource, type TensorStore } from '../onnx/tensor.js';
 import { concat } from '../onnx/wire.js';
 import { checkOptions } from '../options.js';
 import { isOlder } from '../session/addon.js';
+import { checkGraph } from './check_graph.js';
 import { GraphEdits } from './edits.js';
 import { DOMAIN, OP, planFunctions } from './function_body.js';
 import { buildNode, type BuiltNode } from './fused_node.js';
@@ -51,7 +52,7 @@ export function* fuseSteps(
   bytes: Uint8Array,
   options: FuseOptions = {},
   source?: DataSource,
-  store: TensorStore = inlineStore,
+  store: TensorStore = new InlineStore(),
 ): Generator<FuseProgress, FusedModel> {
   checkOptions('fuse', options, ['dtype', 'fallback']);
   const dtype = options.dtype ?? 'keep';
@@ -63,6 +64,7 @@ export function* fuseSteps(
   }
   const fallback = options.fallback !== false;
   const model = new Model(bytes);
+  checkGraph(model.graph);
   const index = new GraphIndex(model, source);
   const opsBefore = countOps(model.graph.nodes);
   const { sites, refused } = findSites(index);

@@ -25,6 +25,9 @@ export interface Site {
 /** Norms whose result has the type of their scale, which need not be their input's. */
 const RETYPING = new Set(['RMSNormalization', 'SimplifiedLayerNormalization']);
 
+/** Each is followed to the attention behind it; layers have a dozen, mixtures of experts some hundred. */
+const MAX_PROJECTIONS = 1024;
+
 export function findSites(index: GraphIndex): { sites: Site[]; refused: Refusal[] } {
   const sites: Site[] = [];
   const refused: Refusal[] = [];
@@ -82,6 +85,8 @@ function siteOf(index: GraphIndex, norm: Norm, taken: ReadonlySet<Node>): Site |
   if (projections.length === 0) {
     return nearest ?? failed(`its output '${norm.output}' feeds no MatMul or Gemm with constant weights`);
   }
+  if (projections.length > MAX_PROJECTIONS)
+    return failed(`its output feeds ${projections.length} projections, more than ${MAX_PROJECTIONS}`);
   const { groups, others } = groupByAttention(index, projections);
   const [group] = groups.sort((a, b) => b.length - a.length);
   if (!group) {

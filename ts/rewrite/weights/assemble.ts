@@ -1,5 +1,5 @@
 /** The operands of a fused node: weights side by side along N, biases end to end, in the type that was asked for. */
-import { DataType, inlineStore, type DataSource, type TensorStore } from '../../onnx/tensor.js';
+import { DataType, InlineStore, MAX_TENSOR, type DataSource, type TensorStore } from '../../onnx/tensor.js';
 import { floatsOf, type Constant } from '../constants.js';
 import type { GraphIndex } from '../graph_index.js';
 import { fail, type Match } from '../match.js';
@@ -42,7 +42,7 @@ export function assembleWeights(
   base: string,
   unique: (name: string) => string,
   source?: DataSource,
-  store: TensorStore = inlineStore,
+  store: TensorStore = new InlineStore(),
 ): Match<Weights> {
   const [first] = projections;
   if (!first) return fail('no projections');
@@ -62,6 +62,9 @@ export function assembleWeights(
   const transposed = projections.every((p) => p.weightTransposed);
   const k = first.k;
   const n = projections.reduce((sum, p) => sum + p.n, 0);
+  const size = k * n * SIZE(stored);
+  if (size > MAX_TENSOR)
+    return fail(`the weights together have ${size} bytes, expected at most ${MAX_TENSOR}`, first.node);
   const data = sideBySide(projections, stored, transposed, source);
   const name = unique(`${base}.weight`);
   const dims = transposed ? [n, k] : [k, n];
