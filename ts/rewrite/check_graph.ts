@@ -13,6 +13,15 @@ export const MAX_NESTING = 32;
 
 /** @throws QkvGemmError `INVALID_MODEL` with the value and the node; `UNSUPPORTED_MODEL` for graphs nested too deep. */
 export function checkGraph(graph: Graph): void {
+  const inputs = new Set<string>();
+  for (const { name } of graph.inputs) {
+    if (inputs.has(name))
+      throw new QkvGemmError(
+        'INVALID_MODEL',
+        `Two graph inputs are named '${name}'; names of values must be unique.`,
+      );
+    inputs.add(name);
+  }
   const reads = checkScope(graph, new Set(), 0);
   checkAcyclic(graph, reads);
 }

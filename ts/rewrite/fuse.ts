@@ -64,8 +64,8 @@ export function* fuseSteps(
   }
   const fallback = options.fallback !== false;
   const model = new Model(bytes);
-  checkGraph(model.graph);
   const index = new GraphIndex(model, source);
+  checkGraph(model.graph);
   const opsBefore = countOps(model.graph.nodes);
   const { sites, refused } = findSites(index);
   const held = model.functions.includes(`${DOMAIN}:${OP}`)
