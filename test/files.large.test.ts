@@ -86,7 +86,7 @@ describe('large models', () => {
     expect(fs.readFileSync(at(WEIGHTS)).equals(before)).to.equal(true);
   });
 
-  it('what is not touched stays in its file, unread and byte for byte', async () => {
+  it('what is not touched stays where it is in its file', async () => {
     const model = writeLlamaStack(folder(), LLAMA_SMALL);
     await fuseFile(model, at('m.onnx'));
     const [before, after] = [modelOf(model), modelOf(at('m.onnx'))].map(({ graph }) => graph.initializers);
@@ -149,14 +149,6 @@ describe('--save-as-external-data and --external-data-file', () => {
     expect(data?.file).to.equal(at('out', 'm.onnx.1.data'));
     expect(filesIn(at('out'))).to.deep.equal(['m.onnx', 'm.onnx.1.data', 'm.onnx.data']);
     expect(await fileDifference(at('out', 'm.onnx'), model)).to.be.below(1e-5);
-  });
-
-  it('tensors that share their bytes go on sharing them', async () => {
-    fs.mkdirSync(at('out'));
-    const model = writeLlamaStack(folder(), { ...LLAMA_SMALL, layers: 1 });
-    const bytes = fs.statSync(at(WEIGHTS)).size;
-    const { data } = await fuseFile(model, at('out', 'm.onnx'), { externalDataFile: 'all' });
-    expect(data?.bytes).to.be.within(bytes, bytes + 64 * 4096);
   });
 
   it('refuse what cannot be', async () => {
