@@ -106,6 +106,10 @@ function companionsOf(model: Uint8Array, source: FolderSource, written?: string)
   return [...files].map(([location, from]) => ({ location, from }));
 }
 
+function sizeOf(companions: readonly Companion[]): number {
+  return companions.reduce((sum, { from }) => sum + fs.statSync(from).size, 0);
+}
+
 /** Name of the data file: `OUTPUT.data`, or with a number where the model knows another file by that name. */
 function dataLocation(output: string, wanted: string | undefined, kept: readonly Companion[]): string {
   if (wanted !== undefined) {
@@ -185,13 +189,15 @@ export async function fuseFileWithin(
       result = await inSteps(packing, (step) => onProgress?.({ phase: 'pack', ...step }));
       if (result.report.fused.length === 0) return { report: result.report };
       if (always) {
+        // More than will be moved: what was fused is not. The bar then ends early.
+        const movable = result.report.bytesAfter + (oneFile ? sizeOf(kept) : 0);
         const moving = moveTensors(concat(result.parts), {
           data,
           source,
           moved: store.moved,
           everything: oneFile,
         });
-        result.parts = await inSteps(moving, counting('move', 0));
+        result.parts = await inSteps(moving, counting('move', movable));
       }
     } catch (error) {
       throw named(input, error);
@@ -199,7 +205,7 @@ export async function fuseFileWithin(
     const { parts, report } = result;
     report.bytesAfter = parts.reduce((sum, part) => sum + part.length, 0);
     const companions = kept.length === 0 || oneFile ? [] : companionsOf(concat(parts), source, location);
-    const weights = companions.reduce((sum, { from }) => sum + fs.statSync(from).size, 0);
+    const weights = sizeOf(companions);
     const size = report.bytesAfter + data.size + weights;
     const check = async (staged: string): Promise<void> => {
       onProgress?.({ phase: 'check', done: 0, total: size });

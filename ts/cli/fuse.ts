@@ -5,6 +5,8 @@ import { defaultOutput, fuseFile, planFile, type FusedFile } from '../fuse_file.
 import type { FuseOptions } from '../rewrite/options.js';
 import type { FuseReport } from '../rewrite/report.js';
 import { EXIT } from './exit.js';
+import { ProgressBar } from './progress.js';
+import { size } from './size.js';
 
 export interface FuseFlags {
   output?: string;
@@ -26,15 +28,23 @@ export async function fuseCommand(
 ): Promise<number> {
   const output = given ?? defaultOutput(input);
   const options = { dtype: flags.dtype, fallback: flags.fallback };
-  const { report, data }: FusedFile = flags.dryRun
-    ? { report: planFile(input, options) }
-    : await fuseFile(input, output, {
-        ...options,
-        overwrite: flags.overwrite ?? false,
-        verify: flags.verify,
-        saveAsExternalData: flags.saveAsExternalData ?? false,
-        ...(flags.externalDataFile === undefined ? {} : { externalDataFile: flags.externalDataFile }),
-      });
+  const progress = new ProgressBar(process.stderr);
+  let result: FusedFile;
+  try {
+    result = flags.dryRun
+      ? { report: planFile(input, options) }
+      : await fuseFile(input, output, {
+          ...options,
+          overwrite: flags.overwrite ?? false,
+          verify: flags.verify,
+          saveAsExternalData: flags.saveAsExternalData ?? false,
+          ...(flags.externalDataFile === undefined ? {} : { externalDataFile: flags.externalDataFile }),
+          ...(flags.json ? {} : { onProgress: progress.seen }),
+        });
+  } finally {
+    progress.stop();
+  }
+  const { report, data } = result;
   const written = !flags.dryRun && report.fused.length > 0;
   if (flags.json) {
     const files = { input, output: written ? output : null, ...(data ? { data } : {}) };
@@ -49,18 +59,6 @@ export async function fuseCommand(
       );
   }
   return report.fused.length > 0 ? EXIT.ok : EXIT.nothingFused;
-}
-
-/** 1234567 -> "1.2 MB". */
-export function size(bytes: number): string {
-  const units = ['B', 'kB', 'MB', 'GB'];
-  let value = bytes;
-  let unit = 0;
-  while (value >= 1000 && unit < units.length - 1) {
-    value /= 1000;
-    unit++;
-  }
-  return `${unit === 0 ? value : value.toFixed(1)} ${units[unit]}`;
 }
 
 /** Tables without colours, which a file or a pipe would keep. */
