@@ -2,6 +2,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { checkLoads } from './check_loads.js';
+import { checkDifferences, compareModels, DEFAULT_MAX_ERROR, type OutputDifference } from './compare.js';
 import { QkvGemmError } from './errors.js';
 import { externalTensors, FolderSource } from './external_data.js';
 import { checkWritable, MAX_PROTOBUF, readModelFile } from './files.js';
@@ -36,16 +37,29 @@ export interface FuseFileOptions extends FuseOptions {
    * Implies `saveAsExternalData`.
    */
   externalDataFile?: string;
+  /** Run the original and the result on generated inputs, and write nothing where they differ (default false). */
+  check?: boolean;
+  /**
+   * For `check`: the largest difference allowed, of an output's largest element (default 5e-3; 5e-2 for bf16 and 1e-1 for
+   * int8 weights).
+   */
+  maxError?: number;
+  /** For `check`: sizes of dimensions that the model leaves open, by name (default 3). */
+  dims?: Record<string, number>;
   /** Called now and then, with sums that never fall within a phase. */
   onProgress?: (progress: Progress) => void;
 }
 
-const FILE_OPTIONS = ['overwrite', 'verify', 'saveAsExternalData', 'externalDataFile', 'onProgress'] as const;
+const FILE_OPTIONS = [
+  'overwrite', 'verify', 'check', 'maxError', 'dims', 'saveAsExternalData', 'externalDataFile', 'onProgress',
+] as const; // prettier-ignore
 
 export interface FusedFile {
   report: FuseReport;
   /** The data file that was written beside the output, and its size. */
   data?: { file: string; bytes: number };
+  /** With `check`: each output's difference from the original's. */
+  differences?: OutputDifference[];
 }
 
 /** `model.onnx` -> `model.fused.onnx`, in the same folder. */
@@ -154,15 +168,24 @@ export async function fuseFileWithin(
   options: FuseFileOptions,
   largest: number,
 ): Promise<FusedFile> {
-  checkOptions('fuseFile', options, ['dtype', 'fallback', ...FILE_OPTIONS]);
+  checkOptions('fuseFile', options, ['dtype', 'fallback', 'skip', ...FILE_OPTIONS]);
   const {
     overwrite = false,
     verify = true,
     saveAsExternalData,
     externalDataFile,
     onProgress,
-    ...rest
+    ...others
   } = options;
+  const {
+    check: comparing = false,
+    maxError = DEFAULT_MAX_ERROR[others.dtype ?? 'keep'],
+    dims,
+    ...rest
+  } = others;
+  if (!(maxError >= 0)) {
+    throw new QkvGemmError('INVALID_ARGUMENT', `fuseFile: maxError is ${maxError}, expected a number >= 0.`);
+  }
   const bytes = readModelFile(input); // a missing input is the first thing to say
   const source = new FolderSource(path.dirname(input));
   const inputs = [input];
@@ -212,10 +235,24 @@ export async function fuseFileWithin(
       await checkLoads(staged, input, { bytes: size, fallback: rest.fallback !== false });
       onProgress?.({ phase: 'check', done: size, total: size });
     };
+    let differences: OutputDifference[] | undefined;
+    const compare = async (staged: string): Promise<void> => {
+      if (verify) await check(staged);
+      differences = await compareModels(input, staged, dims);
+      checkDifferences(differences, maxError);
+    };
     const copied = counting('copy', weights);
-    await stageAndCommit(staging, parts, companions, verify ? check : undefined, copied, largest);
+    await stageAndCommit(
+      staging,
+      parts,
+      companions,
+      comparing ? compare : verify ? check : undefined,
+      copied,
+      largest,
+    );
     return {
       report,
+      ...(differences ? { differences } : {}),
       ...(data.used ? { data: { file: path.join(path.dirname(output), location), bytes: data.size } } : {}),
     };
   });

@@ -16,13 +16,16 @@ export interface Companion {
   location: string;
 }
 
-const SIGNALS = ['SIGINT', 'SIGTERM'] as const;
+/** Signals that end a process, and the exit codes that shells know them by. */
+const SIGNALS = { SIGINT: 130, SIGTERM: 143, SIGHUP: 129 } as const;
+type Signal = keyof typeof SIGNALS;
+const signals = Object.keys(SIGNALS) as Signal[];
 /** All writes of this process that have begun: a signal ends them together. */
 const active = new Set<Staging>();
 
-function interrupted(signal: NodeJS.Signals): void {
+function interrupted(signal: Signal): void {
   for (const staging of active) staging.remove();
-  process.exit(signal === 'SIGINT' ? 130 : 143);
+  process.exit(SIGNALS[signal]);
 }
 
 export class Staging {
@@ -198,7 +201,7 @@ export class Staging {
     if (this.created) return;
     fs.mkdirSync(this.scratch);
     this.created = true;
-    if (active.size === 0) for (const signal of SIGNALS) process.on(signal, interrupted);
+    if (active.size === 0) for (const signal of signals) process.on(signal, interrupted);
     active.add(this);
   }
 
@@ -207,7 +210,7 @@ export class Staging {
     if (!this.created) return;
     fs.rmSync(this.scratch, { recursive: true, force: true });
     if (active.delete(this) && active.size === 0)
-      for (const signal of SIGNALS) process.off(signal, interrupted);
+      for (const signal of signals) process.off(signal, interrupted);
   }
 
   private writing<T>(action: () => T): T {

@@ -1,6 +1,7 @@
 /** `qkvgemm fuse`: rewrites a file and says what was done. */
 import fs from 'node:fs';
 import Table from 'cli-table3';
+import type { OutputDifference } from '../compare.js';
 import { defaultOutput, fuseFile, planFile, type FusedFile } from '../fuse_file.js';
 import type { FuseOptions } from '../rewrite/options.js';
 import type { FuseReport } from '../rewrite/report.js';
@@ -18,6 +19,10 @@ export interface FuseFlags {
   overwrite?: boolean;
   saveAsExternalData?: boolean;
   externalDataFile?: string;
+  check?: boolean;
+  maxError?: number;
+  dims?: Record<string, number>;
+  skip?: string[];
   json?: boolean;
 }
 
@@ -27,7 +32,7 @@ export async function fuseCommand(
   flags: FuseFlags,
 ): Promise<number> {
   const output = given ?? defaultOutput(input);
-  const options = { dtype: flags.dtype, fallback: flags.fallback };
+  const options = { dtype: flags.dtype, fallback: flags.fallback, skip: flags.skip ?? [] };
   const progress = new ProgressBar(process.stderr);
   let result: FusedFile;
   try {
@@ -39,18 +44,27 @@ export async function fuseCommand(
           verify: flags.verify,
           saveAsExternalData: flags.saveAsExternalData ?? false,
           ...(flags.externalDataFile === undefined ? {} : { externalDataFile: flags.externalDataFile }),
+          check: flags.check ?? false,
+          ...(flags.maxError === undefined ? {} : { maxError: flags.maxError }),
+          ...(flags.dims === undefined ? {} : { dims: flags.dims }),
           ...(flags.json ? {} : { onProgress: progress.seen }),
         });
   } finally {
     progress.stop();
   }
-  const { report, data } = result;
+  const { report, data, differences } = result;
   const written = !flags.dryRun && report.fused.length > 0;
   if (flags.json) {
-    const files = { input, output: written ? output : null, ...(data ? { data } : {}) };
+    const files = {
+      input,
+      output: written ? output : null,
+      ...(data ? { data } : {}),
+      ...(differences ? { differences } : {}),
+    };
     console.log(JSON.stringify({ ...files, ...report }, undefined, 2));
   } else {
     console.log(describe(report, flags.explain ?? false));
+    if (differences) console.log(differenceTable(differences));
     const beside = data ? ` and ${data.file} (${size(data.bytes)})` : '';
     if (written) console.log(`Wrote ${output} (${size(fs.statSync(output).size)})${beside}.`);
     else
@@ -59,6 +73,14 @@ export async function fuseCommand(
       );
   }
   return report.fused.length > 0 ? EXIT.ok : EXIT.nothingFused;
+}
+
+function differenceTable(differences: readonly OutputDifference[]): string {
+  const head = ['output', 'largest difference', 'of the largest element'];
+  const table = new Table({ head, ...plain });
+  for (const { output, maxAbs, maxRel } of differences)
+    table.push([output, maxAbs.toExponential(2), maxRel.toExponential(2)]);
+  return table.toString();
 }
 
 /** Tables without colours, which a file or a pipe would keep. */

@@ -1,6 +1,7 @@
 /** The rewrite: each site becomes one com.deepspeed.QKVGemm node, with a function body beside it. */
 import { QkvGemmError } from '../errors.js';
 import { Model } from '../onnx/model.js';
+import type { Node } from '../onnx/node.js';
 import { elementSize, InlineStore, type DataSource, type TensorStore } from '../onnx/tensor.js';
 import { concat } from '../onnx/wire.js';
 import { checkOptions } from '../options.js';
@@ -54,7 +55,7 @@ export function* fuseSteps(
   source?: DataSource,
   store: TensorStore = new InlineStore(),
 ): Generator<FuseProgress, FusedModel> {
-  checkOptions('fuse', options, ['dtype', 'fallback']);
+  checkOptions('fuse', options, ['dtype', 'fallback', 'skip']);
   const dtype = options.dtype ?? 'keep';
   if (!DTYPES.includes(dtype)) {
     throw new QkvGemmError(
@@ -67,7 +68,7 @@ export function* fuseSteps(
   const index = new GraphIndex(model, source);
   checkGraph(model.graph);
   const opsBefore = countOps(model.graph.nodes);
-  const { sites, refused } = findSites(index);
+  const { sites, refused } = findSites(index, skipped(model, options.skip ?? []));
   const held = model.functions.includes(`${DOMAIN}:${OP}`)
     ? 'function'
     : opsBefore[opName(DOMAIN, OP)]
@@ -136,6 +137,22 @@ export function* fuseSteps(
           : [],
     },
   };
+}
+
+/** Nodes by name. A name that no node has is a mistake: what was to be kept would be fused. */
+function skipped(model: Model, names: readonly string[]): Set<Node> {
+  const found = new Set<Node>();
+  for (const name of names) {
+    const nodes = model.graph.nodes.filter((node) => node.name === name);
+    if (name === '' || nodes.length === 0) {
+      throw new QkvGemmError(
+        'INVALID_ARGUMENT',
+        `skip: no node of the graph is named '${name}'. The report's 'replaced' (--dry-run --explain) lists the names of nodes that would be fused.`,
+      );
+    }
+    for (const node of nodes) found.add(node);
+  }
+  return found;
 }
 
 function weightBytes({ projections }: Site): number {

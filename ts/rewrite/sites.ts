@@ -28,7 +28,11 @@ const RETYPING = new Set(['RMSNormalization', 'SimplifiedLayerNormalization']);
 /** Each is followed to the attention behind it; layers have a dozen, mixtures of experts some hundred. */
 const MAX_PROJECTIONS = 1024;
 
-export function findSites(index: GraphIndex): { sites: Site[]; refused: Refusal[] } {
+/** @param keep nodes that stay as they are. */
+export function findSites(
+  index: GraphIndex,
+  keep: ReadonlySet<Node> = new Set(),
+): { sites: Site[]; refused: Refusal[] } {
   const sites: Site[] = [];
   const refused: Refusal[] = [];
   const taken = new Set<Node>();
@@ -40,7 +44,7 @@ export function findSites(index: GraphIndex): { sites: Site[]; refused: Refusal[
         refused.push(refusal(node, rule.name, match));
         break;
       }
-      const found = siteOf(index, match.value, taken);
+      const found = siteOf(index, match.value, taken, keep);
       if ('reason' in found) refused.push(refusal(node, rule.name, found));
       else {
         for (const member of [...match.value.nodes, ...found.projections.flatMap((p) => p.nodes)])
@@ -58,7 +62,12 @@ export function refusal(node: Node, rule: string, failure: Failure): Refusal {
   return { node: node.label, opType: node.opType, rule, reason: failure.reason, ...at };
 }
 
-function siteOf(index: GraphIndex, norm: Norm, taken: ReadonlySet<Node>): Site | Failure {
+function siteOf(
+  index: GraphIndex,
+  norm: Norm,
+  taken: ReadonlySet<Node>,
+  keep: ReadonlySet<Node>,
+): Site | Failure {
   const failed = (reason: string, at?: Node): Failure =>
     at ? { ok: false, reason, at } : { ok: false, reason };
   const { opset } = index.model;
@@ -69,6 +78,9 @@ function siteOf(index: GraphIndex, norm: Norm, taken: ReadonlySet<Node>): Site |
   const overlap = norm.nodes.find((node) => taken.has(node));
   if (overlap) return failed('part of the norm belongs to another fused node', overlap);
 
+  const kept = norm.nodes.find((node) => keep.has(node));
+  if (kept) return failed(`it is to stay as it is (skip)`, kept);
+
   const { values, nodes: aliases } = aliasesOf(index, norm.output);
   const projections: Projection[] = [];
   let nearest: Failure | undefined;
@@ -76,7 +88,10 @@ function siteOf(index: GraphIndex, norm: Norm, taken: ReadonlySet<Node>): Site |
     for (const reader of index.readers(value)) {
       for (const rule of projectionRules) {
         const match = rule.match(index, reader, value);
-        if (match?.ok) projections.push(match.value);
+        const skipped = match?.ok ? match.value.nodes.find((node) => keep.has(node)) : undefined;
+        if (skipped)
+          nearest ??= { ok: false, reason: 'a projection is to stay as it is (skip)', at: skipped };
+        else if (match?.ok) projections.push(match.value);
         else nearest ??= match;
         if (match) break;
       }
