@@ -82,7 +82,7 @@ export async function compareModels(
   }
   return names.map((output) => ({
     output,
-    ...difference(numbersOf(results[output] as Tensor), numbersOf(actual[output] as Tensor | undefined)),
+    ...difference(numbersOf(results[output] as Tensor), numbersOf(actual[output])),
   }));
 }
 
