@@ -1,6 +1,6 @@
 /** Builds small ONNX models as bytes, for the tests, the benchmarks and the demo. */
 import { encodeAttribute, encodeNode, encodeTensorAttribute, type AttributeValue } from '../ts/onnx/node.js';
-import { DataType, encodeTensor } from '../ts/onnx/tensor.js';
+import { DataType, elementSize, encodeExternalTensor, encodeTensor } from '../ts/onnx/tensor.js';
 import { MessageWriter } from '../ts/onnx/wire.js';
 import { fromFloat32 } from '../ts/rewrite/weights/convert.js';
 
@@ -135,9 +135,15 @@ export class ModelBuilder {
     return this.tensor(name, DataType.int64, dims, new Uint8Array(data.buffer));
   }
 
-  /** Adds a float32 initialiser whose data lie in an external file. */
-  external(name: string, dims: readonly number[], place: ExternalPlace): string {
-    this.initialisers.push([externalTensor(name, dims, place)]);
+  /** Adds an initialiser whose data lie in an external file. */
+  external(
+    name: string,
+    dims: readonly number[],
+    place: ExternalPlace,
+    type: number = DataType.float,
+  ): string {
+    const length = (elementSize(type) ?? 0) * dims.reduce((product, dim) => product * dim, 1);
+    this.initialisers.push([encodeExternalTensor(name, type, dims, { ...place, length })]);
     return name;
   }
 
@@ -181,17 +187,6 @@ export function valueInfo({ name, type = DataType.float, dims }: Value): Uint8Ar
   }
   const typeProto = new MessageWriter().bytes(1, tensor.finish()).finish();
   return new MessageWriter().string(1, name).bytes(2, typeProto).finish();
-}
-
-/** TensorProto: dims 1, data_type 2, name 8, external_data 13, data_location 14 (1: external). */
-function externalTensor(name: string, dims: readonly number[], place: ExternalPlace): Uint8Array {
-  const writer = new MessageWriter();
-  for (const dim of dims) writer.integer(1, dim);
-  writer.integer(2, DataType.float).string(8, name);
-  const length = 4 * dims.reduce((product, dim) => product * dim, 1);
-  for (const [key, value] of Object.entries({ ...place, length }))
-    writer.bytes(13, new MessageWriter().string(1, key).string(2, String(value)).finish());
-  return writer.integer(14, 1).finish();
 }
 
 /** Uniform numbers in [centre - limit, centre + limit), the same for the same seed (xorshift32). */

@@ -176,6 +176,7 @@ describe('fuseFile', () => {
       'model.onnx',
       'weights.bin',
       ...types.map((dtype) => `${dtype}.onnx`),
+      'keep.onnx.data', // the others' weights have fewer than 1024 bytes
     ]);
   });
 });

@@ -137,7 +137,13 @@ describe('qkvgemm fuse: files that are not as needed', () => {
     it('stays where it is for an output in the same folder; the result runs', async () => {
       const model = writeAttentionModel(folder(), { location: 'weights.bin' });
       expect(qkvgemm(['fuse', model]).code).to.equal(0);
-      expect(filesIn(folder())).to.deep.equal(['model.fused.onnx', 'model.onnx', 'weights.bin']);
+      expect(filesIn(folder())).to.deep.equal([
+        'model.fused.onnx',
+        'model.fused.onnx.data',
+        'model.onnx',
+        'weights.bin',
+      ]);
+      expect(fs.readFileSync(at('weights.bin'))).to.deep.equal(Buffer.from(externalBytes()));
       expect(await fileDifference(at('model.fused.onnx'), model)).to.be.below(1e-5);
     });
 
@@ -148,7 +154,7 @@ describe('qkvgemm fuse: files that are not as needed', () => {
       const { code, stderr } = qkvgemm(['fuse', model, at('out', 'm.onnx')]);
       expect(stderr).to.equal('');
       expect(code).to.equal(0);
-      expect(filesIn(at('out'))).to.deep.equal(['data/weights.bin', 'm.onnx']);
+      expect(filesIn(at('out'))).to.deep.equal(['data/weights.bin', 'm.onnx', 'm.onnx.data']);
       expect(fs.readFileSync(at('out', 'data', 'weights.bin'))).to.deep.equal(Buffer.from(externalBytes()));
       expect(await fileDifference(at('out', 'm.onnx'), model)).to.be.below(1e-5);
     });

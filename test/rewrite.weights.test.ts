@@ -224,7 +224,10 @@ describe('weights in external data', () => {
 
   it('a single one that is kept is not read: it stays where it is', () => {
     const project = (m: ModelBuilder, h: string): string[] => external(m, h).slice(0, 1);
-    const source: DataSource = { read: () => expect.fail('nothing needs these bytes') };
+    const source: DataSource = {
+      check: () => undefined,
+      read: () => expect.fail('nothing needs these bytes'),
+    };
     const { model } = fused(layer({ project }), { source });
     expect(model.graph.initializers.get('w_q')?.external).to.deep.equal({ ...place(0), length: size });
   });

@@ -13,6 +13,16 @@ export type QkvGemmErrorCode =
   | 'RUNTIME_UNSUPPORTED' // onnxruntime-node too old, not loaded, unknown platform
   | 'CHECK_FAILED'; // two models disagree
 
+/** Messages name what the model names, and names can have any length: the middle of a longer message is left out. */
+const LONGEST = 4000;
+const TAIL = 1000;
+
+function shortened(message: string): string {
+  const left = message.length - LONGEST;
+  if (left <= 0) return message;
+  return `${message.slice(0, LONGEST - TAIL)} ... (${left} characters left out) ... ${message.slice(-TAIL)}`;
+}
+
 /** The one error class of the package: `code` is stable, `message` says what, where, what was expected, what to do. */
 export class QkvGemmError extends Error {
   override readonly name = 'QkvGemmError';
@@ -21,6 +31,6 @@ export class QkvGemmError extends Error {
     message: string,
     options?: ErrorOptions,
   ) {
-    super(message, options);
+    super(shortened(message), options);
   }
 }

@@ -1,19 +1,65 @@
 /** The rewrite from file to file: external data, a check that ONNX Runtime accepts the result, and an atomic write. */
+import fs from 'node:fs';
 import path from 'node:path';
+import { checkLoads } from './check_loads.js';
+import { checkDifferences, compareModels, DEFAULT_MAX_ERROR, type OutputDifference } from './compare.js';
 import { QkvGemmError } from './errors.js';
 import { externalTensors, FolderSource } from './external_data.js';
-import { checkWritable, readModelFile, writeModelWhole, type Companion } from './files.js';
+import { checkWritable, MAX_PROTOBUF, readModelFile } from './files.js';
 import { concat } from './onnx/wire.js';
 import { checkOptions } from './options.js';
 import type { FuseOptions } from './rewrite/options.js';
-import { fuseModel, type FusedModel } from './rewrite/fuse.js';
-import { withQkvGemm } from './session/index.js';
+import { fuseSteps, fuseModel, type FusedModel } from './rewrite/fuse.js';
+import type { FuseReport } from './rewrite/report.js';
+import { inSteps, stageAndCommit, Staging, type Companion } from './staging.js';
+import { moveTensors, WeightStore } from './weight_store.js';
+
+/** How far a rewrite is, in bytes of weights. */
+export interface Progress {
+  /** `pack`: weights are put together; `move`: others leave the model or their files; `copy`: files come along; `check`. */
+  phase: 'pack' | 'move' | 'copy' | 'check';
+  done: number;
+  total: number;
+}
 
 export interface FuseFileOptions extends FuseOptions {
   /** Replace an existing output (default false). The input is never overwritten. */
   overwrite?: boolean;
   /** Load the result in onnxruntime-node before it gets its final name (default true). */
   verify?: boolean;
+  /**
+   * Weights of at least 1 kB leave the model file for `OUTPUT.data` (default false: only those do whose originals are
+   * external, and those with which the model file would become larger than 2 GB).
+   */
+  saveAsExternalData?: boolean;
+  /**
+   * One file, of this name beside the output, for all weights of at least 1 kB, those included that lie in other files.
+   * Implies `saveAsExternalData`.
+   */
+  externalDataFile?: string;
+  /** Run the original and the result on generated inputs, and write nothing where they differ (default false). */
+  check?: boolean;
+  /**
+   * For `check`: the largest difference allowed, of an output's largest element (default 5e-3; 5e-2 for bf16 and 1e-1 for
+   * int8 weights).
+   */
+  maxError?: number;
+  /** For `check`: sizes of dimensions that the model leaves open, by name (default 3). */
+  dims?: Record<string, number>;
+  /** Called now and then, with sums that never fall within a phase. */
+  onProgress?: (progress: Progress) => void;
+}
+
+const FILE_OPTIONS = [
+  'overwrite', 'verify', 'check', 'maxError', 'dims', 'saveAsExternalData', 'externalDataFile', 'onProgress',
+] as const; // prettier-ignore
+
+export interface FusedFile {
+  report: FuseReport;
+  /** The data file that was written beside the output, and its size. */
+  data?: { file: string; bytes: number };
+  /** With `check`: each output's difference from the original's. */
+  differences?: OutputDifference[];
 }
 
 /** `model.onnx` -> `model.fused.onnx`, in the same folder. */
@@ -32,77 +78,182 @@ export function fusePath(input: string, options: FuseOptions = {}): FusedModel {
   });
 }
 
+/** What a rewrite would do, as `fuseFile` decides it; new weights are thrown away one by one. */
+export function planFile(input: string, options: FuseOptions = {}): FuseReport {
+  const bytes = readModelFile(input);
+  return naming(input, () => {
+    const source = new FolderSource(path.dirname(input));
+    companionsOf(bytes, source);
+    const nowhere = {
+      append: (data: Uint8Array) => ({ location: 'data', offset: 0, length: data.length }),
+    };
+    const store = new WeightStore(nowhere, false, MAX_PROTOBUF - bytes.length);
+    const steps = fuseSteps(bytes, options, source, store);
+    for (;;) {
+      const step = steps.next();
+      if (step.done) return step.value.report;
+    }
+  });
+}
+
+function named(input: string, error: unknown): unknown {
+  if (!(error instanceof QkvGemmError) || error.message.includes(`'${input}'`)) return error;
+  if (error.code.startsWith('FILE_')) return error; // names the output
+  return new QkvGemmError(error.code, `'${input}': ${error.message}`, { cause: error });
+}
+
 function naming<T>(input: string, action: () => T): T {
   try {
     return action();
   } catch (error) {
-    if (error instanceof QkvGemmError && !error.message.includes(`'${input}'`)) {
-      throw new QkvGemmError(error.code, `'${input}': ${error.message}`, { cause: error });
-    }
-    throw error;
+    throw named(input, error);
   }
 }
 
-/** The external files of a model, each once. */
-function companionsOf(model: Uint8Array, source: FolderSource): Companion[] {
+/** The external files of a model, each once, but for the data file that was just written. */
+function companionsOf(model: Uint8Array, source: FolderSource, written?: string): Companion[] {
   const files = new Map<string, string>();
-  for (const { name, external } of externalTensors(model))
-    files.set(external.location, source.locate(external, name));
+  for (const { name, external } of externalTensors(model)) {
+    if (external && external.location !== written)
+      files.set(external.location, source.locate(external, name).file);
+  }
   return [...files].map(([location, from]) => ({ location, from }));
+}
+
+function sizeOf(companions: readonly Companion[]): number {
+  return companions.reduce((sum, { from }) => sum + fs.statSync(from).size, 0);
+}
+
+/** Name of the data file: `OUTPUT.data`, or with a number where the model knows another file by that name. */
+function dataLocation(output: string, wanted: string | undefined, kept: readonly Companion[]): string {
+  if (wanted !== undefined) {
+    if (wanted === '' || wanted !== path.basename(wanted) || ['.', '..'].includes(wanted)) {
+      throw new QkvGemmError(
+        'INVALID_ARGUMENT',
+        `The external-data file '${wanted}' must be a file name without folders: it lies beside the output.`,
+      );
+    }
+    if (wanted === path.basename(output)) {
+      throw new QkvGemmError(
+        'INVALID_ARGUMENT',
+        `The external-data file and the output are both named '${wanted}'. Choose another name for one of them.`,
+      );
+    }
+    return wanted;
+  }
+  const taken = new Set(kept.map(({ location }) => path.normalize(location)));
+  const base = path.basename(output);
+  let name = `${base}.data`;
+  for (let i = 1; taken.has(name); i++) name = `${base}.${i}.data`;
+  return name;
 }
 
 /**
  * Rewrites `input` into `output`. Where nothing can be fused, nothing is written.
  *
- * External data that the result refers to is copied beside it where it lies in another folder.
+ * Fused weights that were external data go to a data file beside the output, one node's at a time. External data that the
+ * result refers to otherwise stays as it is, and is copied where the output lies in another folder. The result, its data
+ * included, gets its names when all of it is written and checked.
+ *
+ * @throws QkvGemmError with a stable `code`; see `QkvGemmErrorCode`.
  */
-export async function fuseFile(
+export function fuseFile(input: string, output: string, options: FuseFileOptions = {}): Promise<FusedFile> {
+  return fuseFileWithin(input, output, options, MAX_PROTOBUF);
+}
+
+/** `fuseFile` with a limit on the size of the model file. */
+export async function fuseFileWithin(
   input: string,
   output: string,
-  options: FuseFileOptions = {},
-): Promise<FusedModel> {
-  checkOptions('fuseFile', options, ['dtype', 'fallback', 'targets', 'overwrite', 'verify']);
-  const { overwrite, verify, ...rest } = options;
+  options: FuseFileOptions,
+  largest: number,
+): Promise<FusedFile> {
+  checkOptions('fuseFile', options, ['dtype', 'fallback', 'targets', 'skip', ...FILE_OPTIONS]);
+  const {
+    overwrite = false,
+    verify = true,
+    saveAsExternalData,
+    externalDataFile,
+    onProgress,
+    ...others
+  } = options;
+  const {
+    check: comparing = false,
+    maxError = DEFAULT_MAX_ERROR[others.dtype ?? 'keep'],
+    dims,
+    ...rest
+  } = others;
+  if (!(maxError >= 0)) {
+    throw new QkvGemmError('INVALID_ARGUMENT', `fuseFile: maxError is ${maxError}, expected a number >= 0.`);
+  }
   const bytes = readModelFile(input); // a missing input is the first thing to say
   const source = new FolderSource(path.dirname(input));
   const inputs = [input];
-  checkWritable(output, { overwrite: overwrite ?? false, inputs });
-  const result = naming(input, () => {
-    inputs.push(...companionsOf(bytes, source).map(({ from }) => from));
-    checkWritable(output, { overwrite: overwrite ?? false, inputs });
-    return fuseModel(bytes, rest, source);
-  });
-  if (result.report.fused.length === 0) return result;
-  const companions = inputs.length === 1 ? [] : companionsOf(concat(result.parts), source);
-  const check = verify === false ? undefined : (temporary: string) => checkLoads(temporary, input);
-  const writing = { overwrite: overwrite ?? false, inputs };
-  await writeModelWhole(output, result.parts, companions, writing, check);
-  return result;
-}
+  const writing = { overwrite, inputs };
+  checkWritable(output, writing);
+  const kept = naming(input, () => companionsOf(bytes, source));
+  inputs.push(...kept.map(({ from }) => from));
+  checkWritable(output, writing);
+  const location = dataLocation(output, externalDataFile, kept);
+  const oneFile = externalDataFile !== undefined;
+  const always = oneFile || saveAsExternalData === true;
+  if (always) checkWritable(path.join(path.dirname(output), location), writing);
 
-async function checkLoads(temporary: string, input: string): Promise<void> {
-  const ort = await import('onnxruntime-node');
-  const load = async (file: string): Promise<string | undefined> => {
+  return Staging.run(output, writing, async (staging) => {
+    const data = staging.dataFile(location);
+    const store = new WeightStore(data, always, largest - bytes.length);
+    const counting = (phase: Progress['phase'], total: number): ((bytes: number) => void) => {
+      let done = 0;
+      return (count) => onProgress?.({ phase, done: (done += count), total });
+    };
+    let result: FusedModel;
     try {
-      const session = await ort.InferenceSession.create(file, withQkvGemm({ logSeverityLevel: 4 }));
-      await session.release();
-      return undefined;
+      const packing = fuseSteps(bytes, rest, source, store);
+      result = await inSteps(packing, (step) => onProgress?.({ phase: 'pack', ...step }));
+      if (result.report.fused.length === 0) return { report: result.report };
+      if (always) {
+        // More than will be moved: what was fused is not. The bar then ends early.
+        const movable = result.report.bytesAfter + (oneFile ? sizeOf(kept) : 0);
+        const moving = moveTensors(concat(result.parts), {
+          data,
+          source,
+          moved: store.moved,
+          everything: oneFile,
+        });
+        result.parts = await inSteps(moving, counting('move', movable));
+      }
     } catch (error) {
-      if (error instanceof QkvGemmError) throw error;
-      return error instanceof Error ? error.message : String(error);
+      throw named(input, error);
     }
-  };
-  const problem = await load(temporary);
-  if (problem === undefined) return;
-  const original = await load(input);
-  if (original !== undefined) {
-    throw new QkvGemmError(
-      'INVALID_MODEL',
-      `ONNX Runtime does not load '${input}' itself: ${original}. Nothing was written. (--no-verify rewrites it all the same.)`,
+    const { parts, report } = result;
+    report.bytesAfter = parts.reduce((sum, part) => sum + part.length, 0);
+    const companions = kept.length === 0 || oneFile ? [] : companionsOf(concat(parts), source, location);
+    const weights = sizeOf(companions);
+    const size = report.bytesAfter + data.size + weights;
+    const check = async (staged: string): Promise<void> => {
+      onProgress?.({ phase: 'check', done: 0, total: size });
+      await checkLoads(staged, input, { bytes: size, fallback: rest.fallback !== false });
+      onProgress?.({ phase: 'check', done: size, total: size });
+    };
+    let differences: OutputDifference[] | undefined;
+    const compare = async (staged: string): Promise<void> => {
+      if (verify) await check(staged);
+      differences = await compareModels(input, staged, dims);
+      checkDifferences(differences, maxError);
+    };
+    const copied = counting('copy', weights);
+    await stageAndCommit(
+      staging,
+      parts,
+      companions,
+      comparing ? compare : verify ? check : undefined,
+      copied,
+      largest,
     );
-  }
-  throw new QkvGemmError(
-    'CHECK_FAILED',
-    `ONNX Runtime loads '${input}', but not what was made of it: ${problem}. Nothing was written; please report this.`,
-  );
+    return {
+      report,
+      ...(differences ? { differences } : {}),
+      ...(data.used ? { data: { file: path.join(path.dirname(output), location), bytes: data.size } } : {}),
+    };
+  });
 }

@@ -11,7 +11,7 @@ import type { FuseOptions } from './rewrite/options.js';
 import type { FuseReport } from './rewrite/report.js';
 
 export { QkvGemmError, type QkvGemmErrorCode } from './errors.js';
-export { fuseFile, type FuseFileOptions } from './fuse_file.js';
+export { fuseFile, type FusedFile, type FuseFileOptions, type Progress } from './fuse_file.js';
 export type { FuseOptions, Target } from './rewrite/options.js';
 export type { FusedSite, FuseReport, Refusal, WeightType } from './rewrite/report.js';
 export {

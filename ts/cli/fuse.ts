@@ -1,10 +1,13 @@
 /** `qkvgemm fuse`: rewrites a file and says what was done. */
 import fs from 'node:fs';
 import Table from 'cli-table3';
-import { defaultOutput, fuseFile, fusePath } from '../fuse_file.js';
+import type { OutputDifference } from '../compare.js';
+import { defaultOutput, fuseFile, planFile, type FusedFile } from '../fuse_file.js';
 import type { FuseOptions } from '../rewrite/options.js';
 import type { FuseReport } from '../rewrite/report.js';
 import { EXIT } from './exit.js';
+import { ProgressBar } from './progress.js';
+import { size } from './size.js';
 
 export interface FuseFlags {
   output?: string;
@@ -15,6 +18,12 @@ export interface FuseFlags {
   dryRun?: boolean;
   explain?: boolean;
   overwrite?: boolean;
+  saveAsExternalData?: boolean;
+  externalDataFile?: string;
+  check?: boolean;
+  maxError?: number;
+  dims?: Record<string, number>;
+  skip?: string[];
   json?: boolean;
 }
 
@@ -24,20 +33,46 @@ export async function fuseCommand(
   flags: FuseFlags,
 ): Promise<number> {
   const output = given ?? defaultOutput(input);
-  const options = { dtype: flags.dtype, fallback: flags.fallback, targets: flags.targets };
-  const { report } = flags.dryRun
-    ? fusePath(input, options)
-    : await fuseFile(input, output, {
-        ...options,
-        overwrite: flags.overwrite ?? false,
-        verify: flags.verify,
-      });
+  const options = {
+    dtype: flags.dtype,
+    fallback: flags.fallback,
+    targets: flags.targets,
+    skip: flags.skip ?? [],
+  };
+  const progress = new ProgressBar(process.stderr);
+  let result: FusedFile;
+  try {
+    result = flags.dryRun
+      ? { report: planFile(input, options) }
+      : await fuseFile(input, output, {
+          ...options,
+          overwrite: flags.overwrite ?? false,
+          verify: flags.verify,
+          saveAsExternalData: flags.saveAsExternalData ?? false,
+          ...(flags.externalDataFile === undefined ? {} : { externalDataFile: flags.externalDataFile }),
+          check: flags.check ?? false,
+          ...(flags.maxError === undefined ? {} : { maxError: flags.maxError }),
+          ...(flags.dims === undefined ? {} : { dims: flags.dims }),
+          ...(flags.json ? {} : { onProgress: progress.seen }),
+        });
+  } finally {
+    progress.stop();
+  }
+  const { report, data, differences } = result;
   const written = !flags.dryRun && report.fused.length > 0;
   if (flags.json) {
-    console.log(JSON.stringify({ input, output: written ? output : null, ...report }, undefined, 2));
+    const files = {
+      input,
+      output: written ? output : null,
+      ...(data ? { data } : {}),
+      ...(differences ? { differences } : {}),
+    };
+    console.log(JSON.stringify({ ...files, ...report }, undefined, 2));
   } else {
     console.log(describe(report, flags.explain ?? false));
-    if (written) console.log(`Wrote ${output} (${size(fs.statSync(output).size)}).`);
+    if (differences) console.log(differenceTable(differences));
+    const beside = data ? ` and ${data.file} (${size(data.bytes)})` : '';
+    if (written) console.log(`Wrote ${output} (${size(fs.statSync(output).size)})${beside}.`);
     else
       console.log(
         flags.dryRun ? 'Dry run: nothing was written.' : 'Nothing could be fused; nothing was written.',
@@ -46,16 +81,12 @@ export async function fuseCommand(
   return report.fused.length > 0 ? EXIT.ok : EXIT.nothingFused;
 }
 
-/** 1234567 -> "1.2 MB". */
-export function size(bytes: number): string {
-  const units = ['B', 'kB', 'MB', 'GB'];
-  let value = bytes;
-  let unit = 0;
-  while (value >= 1000 && unit < units.length - 1) {
-    value /= 1000;
-    unit++;
-  }
-  return `${unit === 0 ? value : value.toFixed(1)} ${units[unit]}`;
+function differenceTable(differences: readonly OutputDifference[]): string {
+  const head = ['output', 'largest difference', 'of the largest element'];
+  const table = new Table({ head, ...plain });
+  for (const { output, maxAbs, maxRel } of differences)
+    table.push([output, maxAbs.toExponential(2), maxRel.toExponential(2)]);
+  return table.toString();
 }
 
 /** Tables without colours, which a file or a pipe would keep. */

@@ -39,6 +39,12 @@ const MOST_THREADS = 1024;
 
 const { version } = createRequire(import.meta.url)('../../package.json') as { version: string };
 
+function parseError(text: string): number {
+  const value = Number(text);
+  if (text.trim() === '' || !(value >= 0)) throw new Error('expected a number >= 0.');
+  return value;
+}
+
 /** What `parse` says is wrong, in commander's words. */
 function parsed<T>(parse: (text: string) => T, text: string): T {
   try {
@@ -77,6 +83,27 @@ export async function main(args: readonly string[]): Promise<number> {
     )
     .option('--no-fallback', 'leave out the function body: the model then needs the library')
     .option('--no-verify', 'do not load the result in onnxruntime-node before it is written')
+    .option('--save-as-external-data', 'weights leave the model file for OUT.data beside it')
+    .option('--external-data-file <name>', 'one file beside OUT for all weights, external ones included')
+    .option(
+      '--check',
+      'run the original and the result on generated inputs, and write nothing where they differ',
+    )
+    .option(
+      '--max-error <number>',
+      "for --check: difference allowed, of an output's largest element; default: 5e-3, with bf16 5e-2, with int8 1e-1",
+      (text) => parsed(parseError, text),
+    )
+    .option(
+      '--dims <sizes>',
+      'for --check: sizes of dimensions that the model leaves open, e.g. batch=1,sequence=16; default: 3 each',
+      (text) => parsed(parseDims, text),
+    )
+    .option(
+      '--skip <node>',
+      'keep what this node belongs to as it is; may be given several times',
+      (name, all: string[] | undefined) => [...(all ?? []), name],
+    )
     .option('--dry-run', 'write nothing')
     .option('--explain', 'say of each norm what became of it, and why')
     .option('--overwrite', 'replace an existing output')

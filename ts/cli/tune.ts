@@ -12,7 +12,7 @@ import { tuningFile } from '../session/addon.js';
 import { withQkvGemm } from '../session/index.js';
 import { EXIT } from './exit.js';
 import { plain } from './fuse.js';
-import { generate, openDimensions, type Sizes } from './generated_inputs.js';
+import { generate, openDimensions, type Sizes } from '../generated_inputs.js';
 
 export interface TuneFlags {
   provider: 'cpu' | 'cuda';

@@ -1,4 +1,5 @@
 /** GraphProto: its fields in order, nodes and tensors as views, and the edits that a rewrite makes. */
+import { QkvGemmError } from '../errors.js';
 import { Node } from './node.js';
 import { Tensor } from './tensor.js';
 import { integer, integers, MessageWriter, readFields, text, type Field } from './wire.js';
@@ -51,6 +52,12 @@ export class Graph {
         this.nodeEntries.push({ field, view: new Node(field.value, `node ${this.nodeEntries.length}`) });
       } else if (field.number === FIELD.initializer) {
         const tensor = new Tensor(field.value, `initializer ${this.initializers.size}`);
+        if (this.initializers.has(tensor.name)) {
+          throw new QkvGemmError(
+            'INVALID_MODEL',
+            `Two initialisers are named '${tensor.name}'; names of values must be unique.`,
+          );
+        }
         this.initializers.set(tensor.name, tensor);
       } else if (field.number === FIELD.sparseInitializer) {
         // SparseTensorProto: values 1, a TensorProto that bears the name.

@@ -52,6 +52,16 @@ export class Node {
     return this.opType === opType && this.domain === domain;
   }
 
+  /** GraphProto bytes of all attributes that are graphs. The others are not decoded for it. */
+  get graphs(): Uint8Array[] {
+    const found: Uint8Array[] = [];
+    for (const span of this.attributeSpans) {
+      for (const field of readFields(span, `an attribute of ${this.where}`))
+        if (field.number === 6 || field.number === 11) found.push(field.value);
+    }
+    return found;
+  }
+
   get attributes(): ReadonlyMap<string, Attribute> {
     this.decoded ??= new Map(this.attributeSpans.map((span) => decodeAttribute(span, this.where)));
     return this.decoded;
@@ -72,11 +82,22 @@ export class Node {
   }
 }
 
+/** Decoded numbers take up to fifty times the space of their encoding. */
+const MAX_LISTS = 2 ** 23;
+
 function decodeAttribute(span: Uint8Array, where: string): [string, Attribute] {
   const fields = readFields(span, `an attribute of ${where}`);
   // Tensors and graphs are kept as bytes; the small rest is decoded by the schema's own code.
   const nested = (number: number): Uint8Array[] =>
     fields.filter((f) => f.number === number).map((f) => f.value);
+  const lists = fields.filter(({ number }) => number >= 7 && number <= 9);
+  const size = lists.reduce((sum, { value }) => sum + value.length, 0);
+  if (size > MAX_LISTS) {
+    throw new QkvGemmError(
+      'UNSUPPORTED_MODEL',
+      `An attribute of ${where} lists numbers in ${size} bytes, expected at most ${MAX_LISTS}. Store them as a tensor.`,
+    );
+  }
   const flat = new MessageWriter();
   for (const field of fields) if (![5, 6, 10, 11].includes(field.number)) flat.copy(field.span);
   let proto;

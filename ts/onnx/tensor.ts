@@ -58,7 +58,46 @@ export interface ExternalData {
 /** Reads ranges of external files, relative to the model's folder; given by whoever knows the file system. */
 export interface DataSource {
   read(external: ExternalData, bytes: number, tensor: string): Uint8Array;
+  /** Throws what `read` would throw, without reading. */
+  check(external: ExternalData, bytes: number, tensor: string): void;
 }
+
+/** Takes the elements of new tensors: into the model, or into a file that the model refers to. */
+export interface TensorStore {
+  /**
+   * @param sources the tensors that the new one is made of.
+   * @returns the TensorProto's bytes, in parts.
+   */
+  add(
+    name: string,
+    type: number,
+    dims: readonly number[],
+    data: Uint8Array,
+    sources: readonly Tensor[],
+  ): Uint8Array[];
+}
+
+/** A tensor that is rewritten is held in memory; one layer's projections have a hundredth of this. */
+export const MAX_TENSOR = 2 ** 32 - 1;
+
+/** Elements go into the model, which can hold 2 GB. */
+export class InlineStore implements TensorStore {
+  private room = 2 ** 31 - 1;
+
+  add(name: string, type: number, dims: readonly number[], data: Uint8Array): Uint8Array[] {
+    this.room -= data.length;
+    if (this.room < 0) {
+      throw new QkvGemmError(
+        'UNSUPPORTED_MODEL',
+        'The new weights have more than 2 GB, which a model in one piece cannot hold. Use fuseFile, which puts them into a file of their own.',
+      );
+    }
+    return encodeTensor(name, type, dims, data);
+  }
+}
+
+/** No operator takes more dimensions; messages name them all. */
+const MAX_RANK = 1000;
 
 /** A TensorProto; `data` is read through `bytes`. */
 export class Tensor {
@@ -76,14 +115,20 @@ export class Tensor {
     const name = one(8);
     this.name = name ? text(name) : '';
     this.dims = integers(this.fields, 1);
+    if (this.dims.length > MAX_RANK) {
+      throw new QkvGemmError(
+        'INVALID_MODEL',
+        `Tensor '${this.name}' has ${this.dims.length} dimensions, expected at most ${MAX_RANK}.`,
+      );
+    }
     const type = one(2);
     this.type = type ? integer(type) : 0;
     const location = one(14);
     if (location && integer(location) === 1) this.external = readExternal(this.fields, this.name);
-    if (this.dims.some((dim) => dim < 0 || !Number.isSafeInteger(dim))) {
+    if (this.dims.some((dim) => dim < 0) || !Number.isSafeInteger(this.count)) {
       throw new QkvGemmError(
         'INVALID_MODEL',
-        `Tensor '${this.name}' has dimensions [${this.dims.join(', ')}]; none may be negative.`,
+        `Tensor '${this.name}' has dimensions [${this.dims.join(', ')}]; none may be negative, and together at most 2^53 elements.`,
       );
     }
   }
@@ -98,37 +143,65 @@ export class Tensor {
    * @throws QkvGemmError `INVALID_MODEL` where their number does not fit the shape; `EXTERNAL_DATA` from the source.
    */
   bytes(source?: DataSource): Uint8Array {
-    const size = elementSize(this.type);
-    if (size === undefined) {
-      throw new QkvGemmError(
-        'UNSUPPORTED_MODEL',
-        `Tensor '${this.name}' is of ${dataTypeName(this.type)}, which is not read here.`,
-      );
-    }
+    const size = this.elementSize();
     const expected = this.count * size;
-    const data = this.external ? this.readExternal(this.external, expected, source) : this.inlineBytes(size);
-    if (data.length !== expected) {
-      throw new QkvGemmError(
-        'INVALID_MODEL',
-        `Tensor '${this.name}' is ${dataTypeName(this.type)} [${this.dims.join(', ')}], ${expected} bytes, but holds ${data.length}.`,
-      );
-    }
+    if (this.external) return this.sourceOf(this.external, source).read(this.external, expected, this.name);
+    const data = this.inlineBytes(size);
+    this.checkLength(data.length, expected);
     return data;
   }
 
-  private readExternal(external: ExternalData, expected: number, source: DataSource | undefined): Uint8Array {
-    if (!source) {
-      throw new QkvGemmError(
-        'EXTERNAL_DATA',
-        `Tensor '${this.name}' is stored in '${external.location}', but only the model's bytes were given. Give the model as a path.`,
-      );
-    }
-    return source.read(external, expected, this.name);
+  /**
+   * Bytes that the shape says, once it is sure that the model or the external file has as many; nothing is read. External
+   * data of a model that was given as bytes cannot be looked at.
+   * @throws QkvGemmError as `bytes` does.
+   */
+  checkedLength(source?: DataSource): number {
+    const size = this.elementSize();
+    const expected = this.count * size;
+    if (this.external) source?.check(this.external, expected, this.name);
+    else this.checkLength(this.rawData?.length ?? this.inlineBytes(size).length, expected);
+    return expected;
+  }
+
+  /** Itself; of what is computed from a tensor, that tensor. */
+  get origin(): Tensor {
+    return this;
+  }
+
+  /** Elements stored as raw bytes in the model. */
+  get rawData(): Uint8Array | undefined {
+    return this.external ? undefined : this.fields.findLast((field) => field.number === 9)?.value;
+  }
+
+  private elementSize(): number {
+    const size = elementSize(this.type);
+    if (size !== undefined) return size;
+    throw new QkvGemmError(
+      'UNSUPPORTED_MODEL',
+      `Tensor '${this.name}' is of ${dataTypeName(this.type)}, which is not read here.`,
+    );
+  }
+
+  private checkLength(found: number, expected: number): void {
+    if (found === expected) return;
+    throw new QkvGemmError(
+      'INVALID_MODEL',
+      `Tensor '${this.name}' is ${dataTypeName(this.type)} [${this.dims.join(', ')}], ${expected} bytes, but holds ${found}.`,
+    );
+  }
+
+  private sourceOf(external: ExternalData, source: DataSource | undefined): DataSource {
+    if (source) return source;
+    throw new QkvGemmError(
+      'EXTERNAL_DATA',
+      `Tensor '${this.name}' is stored in '${external.location}', but only the model's bytes were given. Give the model as a path.`,
+    );
   }
 
   private inlineBytes(size: number): Uint8Array {
-    const raw = this.fields.findLast((field) => field.number === 9);
-    if (raw) return raw.value;
+    const raw = this.rawData;
+    if (raw) return raw;
     // Typed fields: float_data 4, double_data 10 as they are; int32_data 5 and int64_data 7 as varints.
     const packed = (number: number): Uint8Array[] =>
       this.fields.filter((f) => f.number === number).map((f) => f.value);
@@ -173,7 +246,8 @@ function readExternal(fields: readonly Field[], tensor: string): ExternalData {
     const value = entries.get(key);
     if (value === undefined) return undefined;
     const parsed = Number(value);
-    if (Number.isSafeInteger(parsed) && parsed >= 0) return parsed;
+    // Digits alone: runtimes would read '1e3' as 1.
+    if (/^\d+$/.test(value) && Number.isSafeInteger(parsed)) return parsed;
     throw new QkvGemmError(
       'INVALID_MODEL',
       `Tensor '${tensor}': external_data ${key} is '${value}', expected a number >= 0.`,
@@ -195,4 +269,37 @@ export function encodeTensor(
   const writer = new MessageWriter();
   for (const dim of dims) writer.integer(1, dim);
   return writer.integer(2, type).string(8, name).bytes(9, data).parts();
+}
+
+/** A TensorProto whose elements lie in an external file: external_data 13 (key 1, value 2), data_location 14 (1: external). */
+export function encodeExternalTensor(
+  name: string,
+  type: number,
+  dims: readonly number[],
+  external: ExternalData,
+): Uint8Array {
+  const writer = new MessageWriter();
+  for (const dim of dims) writer.integer(1, dim);
+  writer.integer(2, type).string(8, name);
+  writeExternal(writer, external);
+  return writer.finish();
+}
+
+function writeExternal(writer: MessageWriter, { location, offset, length }: ExternalData): void {
+  for (const [key, value] of Object.entries({ location, offset, length }))
+    if (value !== undefined)
+      writer.bytes(13, new MessageWriter().string(1, key).string(2, String(value)).finish());
+  writer.integer(14, 1);
+}
+
+/** Fields of TensorProto that hold elements or say where they are: float_data 4, int32_data 5, int64_data 7, raw_data 9, ... */
+const ELEMENTS: readonly number[] = [4, 5, 7, 9, 10, 11, 13, 14];
+
+/** A TensorProto whose elements now lie in an external file; its other fields stay byte for byte, in their order. */
+export function moveTensor(message: Uint8Array, external: ExternalData, where: string): Uint8Array {
+  const writer = new MessageWriter();
+  for (const field of readFields(message, where))
+    if (!ELEMENTS.includes(field.number)) writer.copy(field.span);
+  writeExternal(writer, external);
+  return writer.finish();
 }

@@ -19,6 +19,9 @@ export interface Field {
   value: Uint8Array;
 }
 
+/** A message of more fields than this would fill the memory with views of them; real graphs have some 100 000. */
+const MAX_FIELDS = 2 ** 20;
+
 function invalid(what: string, where: string, offset: number): QkvGemmError {
   return new QkvGemmError(
     'INVALID_MODEL',
@@ -70,6 +73,7 @@ export function readFields(message: Uint8Array, where: string): Field[] {
         start,
       );
     }
+    if (fields.length >= MAX_FIELDS) throw invalid(`more than ${MAX_FIELDS} fields`, where, start);
     fields.push({
       number,
       wire,
@@ -101,6 +105,12 @@ export function integer(field: Field): number {
 }
 
 function signed(field: Field): bigint {
+  if (field.wire === WIRE.bytes) {
+    throw new QkvGemmError(
+      'INVALID_MODEL',
+      `Not a valid ONNX model: field ${field.number} holds ${field.value.length} bytes where a number is expected.`,
+    );
+  }
   let value = 0n;
   for (let i = field.value.length - 1; i >= 0; i--)
     value = (value << 7n) | BigInt((field.value[i] ?? 0) & 0x7f);
@@ -142,7 +152,7 @@ export class MessageWriter {
     const parts = value instanceof Uint8Array ? [value] : value;
     const length = parts.reduce((sum, part) => sum + part.length, 0);
     this.head(number, WIRE.bytes, length);
-    this.chunks.push(...parts);
+    for (const part of parts) this.chunks.push(part); // not spread: a graph has more parts than a call takes arguments
     return this;
   }
 

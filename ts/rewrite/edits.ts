@@ -40,7 +40,7 @@ export class GraphEdits {
         if (this.removed.has(reader) || !(reader.is('Identity') || reader.is('Dropout'))) continue;
         if (passing.has(reader)) continue;
         passing.add(reader);
-        values.push(...reader.outputs.filter((output) => output !== ''));
+        for (const output of reader.outputs) if (output !== '') values.push(output);
       }
     }
     // Backwards: one is dead once those behind it are.
@@ -150,7 +150,7 @@ export class GraphEdits {
       if (producer && !this.removed.has(producer) && !this.redirected.has(producer)) {
         if (producer.outputs.some((output) => output !== '' && this.isRead(output))) continue;
         this.drop(producer);
-        queue.push(...producer.inputs);
+        for (const input of producer.inputs) queue.push(input);
       } else if (!producer && graph.initializers.has(name) && !this.index.isOverridable(name)) {
         graph.removeInitializer(name);
         if (this.index.isGraphInput(name)) graph.removeInput(name);

@@ -1,10 +1,12 @@
 /** The rewrite: each site becomes one com.deepspeed.QKVGemm node, with a function body beside it. */
 import { QkvGemmError } from '../errors.js';
 import { Model } from '../onnx/model.js';
-import type { DataSource } from '../onnx/tensor.js';
+import type { Node } from '../onnx/node.js';
+import { elementSize, InlineStore, type DataSource, type TensorStore } from '../onnx/tensor.js';
 import { concat } from '../onnx/wire.js';
 import { checkOptions } from '../options.js';
 import { isOlder } from '../session/addon.js';
+import { checkGraph } from './check_graph.js';
 import { GraphEdits } from './edits.js';
 import { DOMAIN, OP, planFunctions } from './function_body.js';
 import { buildNode, type BuiltNode } from './fused_node.js';
@@ -30,7 +32,31 @@ const DTYPES = ['keep', 'fp16', 'bf16', 'int8'] as const;
  * @throws QkvGemmError `INVALID_MODEL`, `UNSUPPORTED_MODEL`, `EXTERNAL_DATA`, `INVALID_ARGUMENT`.
  */
 export function fuseModel(bytes: Uint8Array, options: FuseOptions = {}, source?: DataSource): FusedModel {
-  checkOptions('fuse', options, ['dtype', 'fallback', 'targets']);
+  const steps = fuseSteps(bytes, options, source);
+  for (;;) {
+    const step = steps.next();
+    if (step.done) return step.value;
+  }
+}
+
+/** How far a rewrite is: bytes of the original weights that have been packed. */
+export interface FuseProgress {
+  done: number;
+  total: number;
+}
+
+/**
+ * The rewrite in steps, a fused node each, so that whoever drives it can show how far it is, or stop.
+ *
+ * @param store takes the new weights (default: the model itself).
+ */
+export function* fuseSteps(
+  bytes: Uint8Array,
+  options: FuseOptions = {},
+  source?: DataSource,
+  store: TensorStore = new InlineStore(),
+): Generator<FuseProgress, FusedModel> {
+  checkOptions('fuse', options, ['dtype', 'fallback', 'targets', 'skip']);
   const targets = targetsOf(options);
   const dtype = options.dtype ?? 'keep';
   if (!DTYPES.includes(dtype)) {
@@ -42,8 +68,9 @@ export function fuseModel(bytes: Uint8Array, options: FuseOptions = {}, source?:
   const fallback = options.fallback !== false;
   const model = new Model(bytes);
   const index = new GraphIndex(model, source);
+  checkGraph(model.graph);
   const opsBefore = countOps(model.graph.nodes);
-  const { sites, refused } = findSites(index, targets);
+  const { sites, refused } = findSites(index, targets, skipped(model, options.skip ?? []));
   const held = model.functions.includes(`${DOMAIN}:${OP}`)
     ? 'function'
     : opsBefore[opName(DOMAIN, OP)]
@@ -59,10 +86,14 @@ export function fuseModel(bytes: Uint8Array, options: FuseOptions = {}, source?:
   const names = new Names(model.graph);
   const edits = new GraphEdits(index, names);
   const built: { site: Site; node: BuiltNode }[] = [];
+  const total = sites.reduce((sum, site) => sum + weightBytes(site), 0);
+  let done = 0;
   for (const site of sites) {
-    const node = buildNode({ index, names, dtype, fallback, source }, site);
+    const node = buildNode({ index, names, dtype, fallback, source, store }, site);
     if ('reason' in node) refused.push(node);
     else built.push({ site, node });
+    done += weightBytes(site);
+    yield { done, total };
   }
   for (const { site, node } of built) edits.replace(site, node);
   for (const { site, node } of built) node.report.emitNorm = edits.keepNorm(site);
@@ -108,6 +139,29 @@ export function fuseModel(bytes: Uint8Array, options: FuseOptions = {}, source?:
           : [],
     },
   };
+}
+
+/** Nodes by name. A name that no node has is a mistake: what was to be kept would be fused. */
+function skipped(model: Model, names: readonly string[]): Set<Node> {
+  const found = new Set<Node>();
+  for (const name of names) {
+    const nodes = model.graph.nodes.filter((node) => node.name === name);
+    if (name === '' || nodes.length === 0) {
+      throw new QkvGemmError(
+        'INVALID_ARGUMENT',
+        `skip: no node of the graph is named '${name}'. The report's 'replaced' (--dry-run --explain) lists the names of nodes that would be fused.`,
+      );
+    }
+    for (const node of nodes) found.add(node);
+  }
+  return found;
+}
+
+function weightBytes({ projections }: Site): number {
+  return projections.reduce(
+    (sum, { weight: { tensor } }) => sum + tensor.count * (elementSize(tensor.type) ?? 0),
+    0,
+  );
 }
 
 /**

@@ -1,6 +1,6 @@
 /** A site as one com.deepspeed.QKVGemm node: its inputs, new initialisers and attributes. */
 import { encodeAttribute, encodeNode } from '../onnx/node.js';
-import { DataType, type DataSource } from '../onnx/tensor.js';
+import { DataType, type DataSource, type TensorStore } from '../onnx/tensor.js';
 import { BFLOAT16_OPSET, DOMAIN, encodeVector, OP, type Variant } from './function_body.js';
 import type { Constant } from './constants.js';
 import type { GraphIndex } from './graph_index.js';
@@ -36,10 +36,12 @@ export interface BuildContext {
   /** A function body goes with the node. */
   fallback: boolean;
   source: DataSource | undefined;
+  /** Takes the new weights. */
+  store: TensorStore;
 }
 
 export function buildNode(context: BuildContext, site: Site): BuiltNode | Refusal {
-  const { index, names, dtype, fallback, source } = context;
+  const { index, names, dtype, fallback, source, store } = context;
   const { norm, projections, type } = site;
   const head = norm?.node ?? projections[0]?.node;
   const rule = norm?.rule ?? projections[0]?.rule ?? '';
@@ -47,7 +49,7 @@ export function buildNode(context: BuildContext, site: Site): BuiltNode | Refusa
   const name = names.unique(`${head.name || (norm?.output ?? projections[0]?.output)}/${OP}`);
   const initializers: Uint8Array[][] = [];
   const add = (parts: Uint8Array[]): void => void initializers.push(parts);
-  const weights = assembleWeights(index, projections, dtype, name, names.unique, source);
+  const weights = assembleWeights(index, projections, dtype, name, names.unique, source, store);
   if (!weights.ok) return refusal(head, rule, weights);
   const { opset } = index.model;
   if (fallback && opset < BFLOAT16_OPSET && weights.value.type === DataType.bfloat16) {

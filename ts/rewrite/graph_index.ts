@@ -4,6 +4,7 @@ import { Graph } from '../onnx/graph.js';
 import type { Model } from '../onnx/model.js';
 import type { Node } from '../onnx/node.js';
 import { DataType, type DataSource } from '../onnx/tensor.js';
+import { MAX_NESTING } from './check_graph.js';
 
 /** Ops whose first output has the element type of the input at this index; of norms, it is the scale's. */
 const TYPE_OF_INPUT: Record<string, number> = {
@@ -28,6 +29,7 @@ export class GraphIndex {
   private readonly positions = new Map<Node, number>();
   private readonly outputNames: Set<string>;
   private readonly inputTypes: Map<string, number | undefined>;
+  private readonly inputDims: Map<string, readonly number[] | undefined>;
   private readonly types = new Map<string, number | undefined>();
   private constants: Set<string> | undefined;
 
@@ -38,25 +40,24 @@ export class GraphIndex {
   ) {
     const { graph } = model;
     this.outputNames = new Set(graph.outputs.map((output) => output.name));
+    this.inputDims = new Map(graph.inputs.map((input) => [input.name, input.dims]));
     this.inputTypes = new Map(graph.inputs.map((input) => [input.name, input.type]));
     graph.nodes.forEach((node, position) => {
       this.positions.set(node, position);
       for (const output of node.outputs) {
         if (output === '') continue;
         const other = this.producers.get(output);
-        if (other || (this.inputTypes.has(output) && !graph.initializers.has(output))) {
+        if (other || this.inputTypes.has(output) || graph.initializers.has(output)) {
           throw new QkvGemmError(
             'INVALID_MODEL',
-            `Value '${output}' is produced twice: by ${other ? `node '${other.label}'` : 'a graph input'} and by node '${node.label}'.`,
+            `Value '${output}' is produced twice: by ${other ? `node '${other.label}'` : graph.initializers.has(output) ? 'an initialiser' : 'a graph input'} and by node '${node.label}'.`,
           );
         }
         this.producers.set(output, node);
       }
       const names = new Set(node.inputs);
       // A value that a subgraph reads from outside counts as read by the node that holds the subgraph.
-      for (const attribute of node.attributes.values()) {
-        for (const bytes of attribute.graphs) collectNames(new Graph(bytes), names, 0);
-      }
+      for (const bytes of node.graphs) collectNames(new Graph(bytes), names, 0);
       names.delete('');
       for (const name of names) {
         const list = this.readersOf.get(name);
@@ -108,7 +109,7 @@ export class GraphIndex {
   /** Shape that the graph states for a value; -1 for a dimension without a size. */
   dimsOf(name: string): readonly number[] | undefined {
     const { graph } = this.model;
-    return graph.valueInfos.get(name)?.dims ?? graph.inputs.find((input) => input.name === name)?.dims;
+    return graph.valueInfos.get(name)?.dims ?? this.inputDims.get(name);
   }
 
   position(node: Node): number {
@@ -135,10 +136,7 @@ export class GraphIndex {
 }
 
 function hasBodyOrChance(node: Node): boolean {
-  return (
-    /^(Random|Multinomial|Bernoulli)/.test(node.opType) ||
-    [...node.attributes.values()].some((attribute) => attribute.graphs.length > 0)
-  );
+  return /^(Random|Multinomial|Bernoulli)/.test(node.opType) || node.graphs.length > 0;
 }
 
 function constantType(node: Node): number | undefined {
@@ -150,12 +148,11 @@ function constantType(node: Node): number | undefined {
 
 /** Names that a graph and the graphs inside it read: more than it captures, which errs on the safe side. */
 function collectNames(graph: Graph, into: Set<string>, depth: number): void {
-  if (depth > 32) throw new QkvGemmError('UNSUPPORTED_MODEL', 'Subgraphs are nested deeper than 32 levels.');
+  if (depth > MAX_NESTING)
+    throw new QkvGemmError('UNSUPPORTED_MODEL', `Subgraphs are nested deeper than ${MAX_NESTING} levels.`);
   for (const node of graph.nodes) {
     for (const input of node.inputs) into.add(input);
-    for (const attribute of node.attributes.values()) {
-      for (const bytes of attribute.graphs) collectNames(new Graph(bytes), into, depth + 1);
-    }
+    for (const bytes of node.graphs) collectNames(new Graph(bytes), into, depth + 1);
   }
   for (const output of graph.outputs) into.add(output.name);
 }

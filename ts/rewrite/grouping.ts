@@ -50,7 +50,7 @@ function attentionBehind(index: GraphIndex, value: string): Set<Node> {
         found.add(node);
         continue;
       }
-      queue.push(...node.outputs.filter((output) => output !== ''));
+      for (const output of node.outputs) if (output !== '') queue.push(output);
     }
   }
   return found;

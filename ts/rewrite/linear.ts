@@ -7,10 +7,14 @@ import type { Projection } from './projections/projection.js';
 import type { Refusal } from './report.js';
 import { checkOpset, refusal, type Site } from './site.js';
 
-/** @param taken nodes that belong to other sites. */
+/**
+ * @param taken nodes that belong to other sites.
+ * @param keep nodes that stay as they are.
+ */
 export function findLinear(
   index: GraphIndex,
   taken: ReadonlySet<Node>,
+  keep: ReadonlySet<Node>,
 ): { sites: Site[]; refused: Refusal[] } {
   const refused: Refusal[] = [];
   const groups = new Map<string, Projection[]>();
@@ -22,9 +26,14 @@ export function findLinear(
     for (const rule of projectionRules) {
       const match = rule.match(index, node, value);
       if (!match) continue;
-      const failure = match.ok ? tooOld : match;
+      const skipped = match.ok ? match.value.nodes.find((member) => keep.has(member)) : undefined;
+      const failure = skipped
+        ? ({ ok: false, reason: 'it is to stay as it is (skip)', at: skipped } as const)
+        : match.ok
+          ? tooOld
+          : match;
       const group = groups.get(value) ?? [];
-      if (match.ok && !tooOld && !match.value.nodes.some((member) => taken.has(member)))
+      if (match.ok && !failure && !match.value.nodes.some((member) => taken.has(member)))
         groups.set(value, [...group, match.value]);
       // A product of two computed values is no projection at all.
       else if (failure && index.isConstant(node.inputs[1] ?? ''))

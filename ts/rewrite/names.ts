@@ -8,8 +8,7 @@ export class Names {
   constructor(graph: Graph) {
     for (const node of graph.nodes) {
       for (const name of [node.name, ...node.inputs, ...node.outputs]) this.taken.add(name);
-      for (const attribute of node.attributes.values())
-        for (const bytes of attribute.graphs) this.reserve(bytes, 0);
+      for (const bytes of node.graphs) this.reserve(bytes, 0);
     }
     for (const list of [graph.inputs, graph.outputs]) for (const { name } of list) this.taken.add(name);
     for (const names of [graph.initializers.keys(), graph.sparseInitializers, graph.valueInfos.keys()])

@@ -12,6 +12,8 @@ export const TARGETS: readonly Target[] = ['qkv', 'mlp', 'linear'];
 export interface FuseOptions {
   /** Type of the fused weights; `keep` (default) leaves them as they are. */
   dtype?: 'keep' | 'fp16' | 'bf16' | 'int8';
+  /** Names of nodes that stay as they are: no norm or projection that consists of one of them is fused. */
+  skip?: readonly string[];
   /** Put the function body into the model so that it runs where the library is not loaded (default true). */
   fallback?: boolean;
   /** Which projections are fused (default `['qkv']`). */

@@ -19,9 +19,14 @@ import { checkOpset, nodesOf, refusal, type Site } from './site.js';
 /** Norms whose result has the type of their scale, which need not be their input's. */
 const RETYPING = new Set(['RMSNormalization', 'SimplifiedLayerNormalization']);
 
+/** Each is followed to the attention behind it; layers have a dozen, mixtures of experts some hundred. */
+const MAX_PROJECTIONS = 1024;
+
+/** @param keep nodes that stay as they are. */
 export function findSites(
   index: GraphIndex,
   targets: ReadonlySet<Target>,
+  keep: ReadonlySet<Node> = new Set(),
 ): { sites: Site[]; refused: Refusal[] } {
   const sites: Site[] = [];
   const refused: Refusal[] = [];
@@ -33,7 +38,7 @@ export function findSites(
         const match = rule.match(index, node);
         if (!match) continue;
         for (const member of match.ok ? match.value.nodes : [node, match.at ?? node]) explained.add(member);
-        const found = match.ok ? siteOf(index, match.value, taken, targets) : match;
+        const found = match.ok ? siteOf(index, match.value, taken, targets, keep) : match;
         if ('reason' in found) refused.push(refusal(node, rule.name, found));
         else {
           for (const member of nodesOf(found)) taken.add(member);
@@ -46,7 +51,7 @@ export function findSites(
       refused.push(refusal(node, rule, failure));
   }
   if (targets.has('linear')) {
-    const linear = findLinear(index, taken);
+    const linear = findLinear(index, taken, keep);
     sites.push(...linear.sites);
     refused.push(...linear.refused);
   }
@@ -58,6 +63,7 @@ function siteOf(
   norm: Norm,
   taken: ReadonlySet<Node>,
   targets: ReadonlySet<Target>,
+  keep: ReadonlySet<Node>,
 ): Site | Failure {
   const failed = (reason: string, at?: Node): Failure =>
     at ? { ok: false, reason, at } : { ok: false, reason };
@@ -66,6 +72,9 @@ function siteOf(
   const overlap = norm.nodes.find((node) => taken.has(node));
   if (overlap) return failed('part of the norm belongs to another fused node', overlap);
 
+  const kept = norm.nodes.find((node) => keep.has(node));
+  if (kept) return failed('it is to stay as it is (skip)', kept);
+
   const values = aliasesOf(index, norm.output);
   const projections: Projection[] = [];
   let nearest: Failure | undefined;
@@ -73,7 +82,10 @@ function siteOf(
     for (const reader of index.readers(value)) {
       for (const rule of projectionRules) {
         const match = rule.match(index, reader, value);
-        if (match?.ok) projections.push(match.value);
+        const skipped = match?.ok ? match.value.nodes.find((node) => keep.has(node)) : undefined;
+        if (skipped)
+          nearest ??= { ok: false, reason: 'a projection is to stay as it is (skip)', at: skipped };
+        else if (match?.ok) projections.push(match.value);
         else nearest ??= match;
         if (match) break;
       }
@@ -84,6 +96,8 @@ function siteOf(
     const reason = `its output '${norm.output}' feeds no MatMul or Gemm with constant weights`;
     return nearest ?? failed(reason, reader);
   }
+  if (projections.length > MAX_PROJECTIONS)
+    return failed(`its output feeds ${projections.length} projections, more than ${MAX_PROJECTIONS}`);
   const { groups, others } = groupByAttention(index, projections);
   const [largest = []] = groups.sort((a, b) => b.length - a.length);
   const [qkv, mlp] = [targets.has('qkv') && largest.length > 0, targets.has('mlp') && others.length > 0];

@@ -117,7 +117,10 @@ export function meanOf(
   const axesInput = node.inputs[1];
   const axes = axesInput ? integersOf(findConstant(index, axesInput), index.source) : node.integers('axes');
   if (axes?.length !== 1)
-    return fail(`ReduceMean has axes [${axes?.join(', ') ?? 'not constant, or all'}], expected [-1]`, node);
+    return fail(
+      `ReduceMean has axes [${axes?.slice(0, 8).join(', ') ?? 'not constant, or all'}], expected [-1]`,
+      node,
+    );
   const axis = checkLastAxis(index, axes[0] ?? 0, input, node);
   if (!axis.ok) return axis;
   if (node.integer('keepdims', 1) !== 1) return fail('ReduceMean has keepdims=0, expected 1', node);

@@ -1,5 +1,5 @@
 /** The operands of a fused node: weights side by side along N, biases end to end, in the type that was asked for. */
-import { DataType, encodeTensor, type DataSource } from '../../onnx/tensor.js';
+import { DataType, InlineStore, MAX_TENSOR, type DataSource, type TensorStore } from '../../onnx/tensor.js';
 import { floatsOf, type Constant } from '../constants.js';
 import type { GraphIndex } from '../graph_index.js';
 import { fail, type Match } from '../match.js';
@@ -32,6 +32,7 @@ const SIZE = (type: number): number => (type === DataType.float ? 4 : 2);
 /**
  * @param projections of one node, in order; all read the same value.
  * @param base names begin with this.
+ * @param store takes the new matrix.
  * @returns a failure where the weights do not fit the type that was asked for.
  */
 export function assembleWeights(
@@ -41,6 +42,7 @@ export function assembleWeights(
   base: string,
   unique: (name: string) => string,
   source?: DataSource,
+  store: TensorStore = new InlineStore(),
 ): Match<Weights> {
   const [first] = projections;
   if (!first) return fail('no projections');
@@ -48,6 +50,8 @@ export function assembleWeights(
   const types = new Set(projections.map((p) => p.weight.tensor.type));
   const stored = plain && types.size === 1 ? first.weight.tensor.type : DataType.float;
   const keep = dtype === 'keep' || (dtype !== 'int8' && TARGET[dtype] === stored);
+  const sources = projections.map((p) => p.weight.tensor.origin);
+  for (const tensor of sources) tensor.checkedLength(source); // before anything of their size is allocated
   const existing = storedName(index, first.weight);
   if (keep && plain && projections.length === 1 && existing !== undefined) {
     return {
@@ -58,10 +62,14 @@ export function assembleWeights(
   const transposed = projections.every((p) => p.weightTransposed);
   const k = first.k;
   const n = projections.reduce((sum, p) => sum + p.n, 0);
+  const size = k * n * SIZE(stored);
+  if (size > MAX_TENSOR)
+    return fail(`the weights together have ${size} bytes, expected at most ${MAX_TENSOR}`, first.node);
   const data = sideBySide(projections, stored, transposed, source);
   const name = unique(`${base}.weight`);
   const dims = transposed ? [n, k] : [k, n];
-  const tensor = (type: number, bytes: Uint8Array): Uint8Array[] => encodeTensor(name, type, dims, bytes);
+  const tensor = (type: number, bytes: Uint8Array): Uint8Array[] =>
+    store.add(name, type, dims, bytes, sources);
   if (keep)
     return {
       ok: true,

@@ -1,6 +1,6 @@
 /** Inputs for a model that is run for its times and not for its results. */
 import type { InferenceSession, Tensor } from 'onnxruntime-node';
-import { QkvGemmError } from '../errors.js';
+import { QkvGemmError } from './errors.js';
 
 /** Sizes of the dimensions that a model leaves open, by name. */
 export type Sizes = Record<string, number>;

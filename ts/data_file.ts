@@ -1,0 +1,107 @@
+/** An external-data file that is written as a stream: tensors one behind the other, each on a page of its own. */
+import fs from 'node:fs';
+import { QkvGemmError } from './errors.js';
+import type { ExternalData } from './onnx/tensor.js';
+
+/** Tensors begin at multiples of this, so that a runtime can map them into memory. */
+const ALIGNMENT = 4096;
+/** Bytes that are copied at a time: large enough for the disk's rate, small enough to be interrupted between two. */
+export const COPY_CHUNK = 2 ** 23;
+
+export class DataFile {
+  private handle: number | undefined;
+  private end = 0;
+  private buffer: Uint8Array | undefined;
+  private created = false;
+
+  /**
+   * @param place gives the path to write to; asked with the first tensor.
+   * @param location the name by which the model knows it.
+   * @param failed what to throw where it cannot be written.
+   */
+  constructor(
+    private readonly place: () => string,
+    readonly location: string,
+    private readonly failed: (error: unknown) => Error,
+  ) {}
+
+  /** Has anything been put into it? */
+  get used(): boolean {
+    return this.created;
+  }
+
+  /** Bytes up to the end of the last tensor. */
+  get size(): number {
+    return this.end;
+  }
+
+  /** Writes one tensor's elements; returns where they lie. */
+  append(data: Uint8Array): ExternalData {
+    const offset = this.next();
+    this.write(data, offset);
+    this.end = offset + data.length;
+    return { location: this.location, offset, length: data.length };
+  }
+
+  /** Copies a range of another file, piece by piece; yields the bytes of each piece. */
+  *copy(from: string, offset: number, length: number): Generator<number, ExternalData> {
+    const start = this.next();
+    this.buffer ??= new Uint8Array(COPY_CHUNK);
+    if (length === 0) this.write(new Uint8Array(), start);
+    const source = fs.openSync(from, 'r');
+    try {
+      for (let done = 0; done < length;) {
+        const wanted = Math.min(length - done, COPY_CHUNK);
+        const count = fs.readSync(source, this.buffer, 0, wanted, offset + done);
+        if (count === 0)
+          throw new QkvGemmError(
+            'EXTERNAL_DATA',
+            `'${from}' ended at byte ${offset + done} while it was copied.`,
+          );
+        this.write(this.buffer.subarray(0, count), start + done);
+        done += count;
+        yield count;
+      }
+    } finally {
+      fs.closeSync(source);
+    }
+    this.end = start + length;
+    return { location: this.location, offset: start, length };
+  }
+
+  /** Flushes to the disk and closes. */
+  finish(): void {
+    if (this.handle === undefined) return;
+    try {
+      fs.fsyncSync(this.handle);
+    } catch (error) {
+      throw this.failed(error);
+    }
+    this.close();
+  }
+
+  /** Closes without flushing, where what was written is thrown away. */
+  close(): void {
+    if (this.handle !== undefined) fs.closeSync(this.handle);
+    this.handle = undefined;
+  }
+
+  private next(): number {
+    return Math.ceil(this.end / ALIGNMENT) * ALIGNMENT;
+  }
+
+  private write(data: Uint8Array, position: number): void {
+    try {
+      this.handle ??= fs.openSync(this.place(), 'wx');
+      this.created = true;
+      writeAll(this.handle, data, position);
+    } catch (error) {
+      throw this.failed(error);
+    }
+  }
+}
+
+export function writeAll(handle: number, data: Uint8Array, position: number): void {
+  for (let at = 0; at < data.length;)
+    at += fs.writeSync(handle, data, at, Math.min(data.length - at, 2 ** 30), position + at);
+}
