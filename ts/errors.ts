@@ -13,14 +13,23 @@ export type QkvGemmErrorCode =
   | 'RUNTIME_UNSUPPORTED' // onnxruntime-node too old, not loaded, unknown platform
   | 'CHECK_FAILED'; // two models disagree
 
-/** Messages name what the model names, and names can have any length: the middle of a longer message is left out. */
+/** Messages name what the model names, and names can have any length: their middle is left out, as is a message's. */
 const LONGEST = 4000;
-const TAIL = 1000;
+const LONGEST_WORD = 1000;
 
-function shortened(message: string): string {
-  const left = message.length - LONGEST;
-  if (left <= 0) return message;
-  return `${message.slice(0, LONGEST - TAIL)} ... (${left} characters left out) ... ${message.slice(-TAIL)}`;
+function shortened(text: string, longest: number): string {
+  const left = text.length - longest;
+  if (left <= 0) return text;
+  const end = longest / 4;
+  return `${text.slice(0, longest - end)} ... (${left} characters left out) ... ${text.slice(-end)}`;
+}
+
+function readable(message: string): string {
+  if (message.length <= LONGEST) return message;
+  return shortened(
+    message.replace(/\S+/g, (word) => shortened(word, LONGEST_WORD)),
+    LONGEST,
+  );
 }
 
 /** The one error class of the package: `code` is stable, `message` says what, where, what was expected, what to do. */
@@ -31,6 +40,6 @@ export class QkvGemmError extends Error {
     message: string,
     options?: ErrorOptions,
   ) {
-    super(shortened(message), options);
+    super(readable(message), options);
   }
 }
