@@ -13,6 +13,7 @@ import type { Target } from './options.js';
 import { projectionRules } from './projections/index.js';
 import type { Projection } from './projections/projection.js';
 import { withSplit } from './projections/split.js';
+import { unflattened } from './projections/unflatten.js';
 import type { Refusal } from './report.js';
 import { checkOpset, nodesOf, refusal, type Site } from './site.js';
 
@@ -148,7 +149,7 @@ function siteOf(
   return {
     norm,
     input: norm.input,
-    projections: group.map((p) => withSplit(index, p, norm.input)),
+    projections: group.map((p) => withSplit(index, unflattened(index, p, norm.input), norm.input)),
     targets: [...(qkv ? (['qkv'] as const) : []), ...(mlp ? (['mlp'] as const) : [])],
     type,
   };

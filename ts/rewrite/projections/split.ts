@@ -24,7 +24,9 @@ export function withSplit(index: GraphIndex, projection: Projection, input: stri
   const { output, n, flattened } = projection;
   const readers = index.readers(output);
   if (flattened || readers.length === 0 || index.isGraphOutput(output)) return projection;
-  const rank = projection.node.is('Gemm') ? 2 : (index.dimsOf(output) ?? index.dimsOf(input))?.length;
+  // Of a Gemm the rank is 2, unless a Reshape behind it is part of the projection.
+  const flat = projection.node.is('Gemm') && projection.node.outputs[0] === output;
+  const rank = flat ? 2 : (index.dimsOf(output) ?? index.dimsOf(input))?.length;
   const pieces: Piece[] = [];
   for (const reader of readers) {
     const cut = reader.is('Split')
