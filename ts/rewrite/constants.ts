@@ -1,7 +1,11 @@
-/** Values that are constant: initialisers and Constant nodes, also behind Identity, Transpose and exact Casts. */
+/**
+ * Values that are constant: initialisers and Constant nodes, also behind Identity, Transpose and exact Casts, and vectors
+ * behind DequantizeLinear.
+ */
 import { DataType, Tensor, type DataSource } from '../onnx/tensor.js';
 import { encodeTensor } from '../onnx/tensor.js';
 import { concat } from '../onnx/wire.js';
+import type { Node } from '../onnx/node.js';
 import type { GraphIndex } from './graph_index.js';
 import { toFloat32 } from './weights/convert.js';
 
@@ -55,6 +59,10 @@ export function findConstant(index: GraphIndex, name: string, depth = 0): Consta
       return undefined;
     return { ...inner, name, transposed: !inner.transposed, initializer: undefined };
   }
+  if (node.is('DequantizeLinear')) {
+    const tensor = dequantizedVector(index, node, depth);
+    return tensor && { name, tensor, transposed: false, initializer: undefined, type: tensor.type };
+  }
   if (node.is('Cast')) {
     const inner = findConstant(index, input, depth + 1);
     const to = node.integer('to', 0);
@@ -88,6 +96,43 @@ function constantOf(
   if (integer !== undefined) return make(DataType.int64, [], new BigInt64Array([BigInt(integer)]));
   if (integers) return make(DataType.int64, [integers.length], new BigInt64Array(integers.map(BigInt)));
   return undefined;
+}
+
+/**
+ * What a DequantizeLinear makes of a scalar or vector, by the formula: (q - zero point) * scale in float32, rounded once.
+ * Matrices stay integers: see dequantized.ts.
+ */
+function dequantizedVector(index: GraphIndex, node: Node, depth: number): Tensor | undefined {
+  const [q, scale, zero] = node.inputs.map((input) =>
+    input === '' ? undefined : findConstant(index, input, depth + 1),
+  );
+  if (!q || !scale || scale.type !== DataType.float || scale.tensor.type !== DataType.float) return undefined;
+  if (q.tensor.dims.length > 1 || node.integer('block_size', 0) !== 0) return undefined;
+  if (![DataType.float, 0].includes(node.integer('output_dtype', 0))) return undefined;
+  if (node.inputs[2] && !zero) return undefined;
+  const { count, dims } = q.tensor;
+  for (const { tensor } of [scale, ...(zero ? [zero] : [])])
+    if (tensor.dims.length > 1 || (tensor.count !== 1 && tensor.count !== count)) return undefined;
+  const values = smallIntegers(q.tensor, index.source);
+  const zeros = zero && smallIntegers(zero.tensor, index.source);
+  const scales = floatsOf(scale, index.source);
+  if (!values || !scales || (zero && !zeros)) return undefined;
+  const result = Float32Array.from(values, (value, i) => {
+    const shifted = Math.fround(value - (zeros?.[zeros.length === 1 ? 0 : i] ?? 0));
+    return shifted * (scales[scales.length === 1 ? 0 : i] ?? NaN);
+  });
+  return new Tensor(
+    concat(encodeTensor('', DataType.float, dims, new Uint8Array(result.buffer))),
+    `what ${node.label} makes`,
+  );
+}
+
+/** Elements of the integer types that DequantizeLinear reads; undefined for others. */
+function smallIntegers(tensor: Tensor, source?: DataSource): ArrayLike<number> | undefined {
+  const bytes = tensor.bytes(source).slice().buffer;
+  if (tensor.type === DataType.int8) return new Int8Array(bytes);
+  if (tensor.type === DataType.uint8) return new Uint8Array(bytes);
+  return tensor.type === DataType.int32 ? new Int32Array(bytes) : undefined;
 }
 
 /** The elements of a float constant, as float32; undefined for other types. */

@@ -8,6 +8,7 @@ import type { Names } from './names.js';
 import type { FuseOptions } from './options.js';
 import type { FusedSite, Refusal, WeightType } from './report.js';
 import { refusal, type Site } from './sites.js';
+import { carryQuantized } from './weights/carry.js';
 import { assembleWeights, joinBiases, storedName, vectorOperand } from './weights/assemble.js';
 
 const WEIGHT_TYPES: Record<number, WeightType> = {
@@ -43,7 +44,9 @@ export function buildNode(context: BuildContext, site: Site): BuiltNode | Refusa
   const name = names.unique(`${norm.node.name || norm.output}/${OP}`);
   const initializers: Uint8Array[][] = [];
   const add = (parts: Uint8Array[]): void => void initializers.push(parts);
-  const weights = assembleWeights(index, projections, dtype, name, names.unique, source);
+  const weights = projections.some((p) => p.quantization)
+    ? carryQuantized(index, projections, name, names.unique, source)
+    : assembleWeights(index, projections, dtype, name, names.unique, source);
   if (!weights.ok) return refusal(norm.node, norm.rule, weights);
   const { opset } = index.model;
   if (fallback && opset < BFLOAT16_OPSET && weights.value.type === DataType.bfloat16) {
@@ -71,9 +74,10 @@ export function buildNode(context: BuildContext, site: Site): BuiltNode | Refusa
     bias = names.unique(`${name}.bias`);
     add([encodeVector(bias, new Float32Array(n))]);
   }
-  inputs.push(bias ?? '', weights.value.scale ?? '');
+  inputs.push(bias ?? '', weights.value.scale ?? '', weights.value.zeroPoint ?? '');
   while (inputs.at(-1) === '') inputs.pop();
   const splits = projections.map((p) => p.n);
+  const { scaleBlock, zeroPoint } = weights.value;
   return {
     name,
     inputs,
@@ -86,6 +90,8 @@ export function buildNode(context: BuildContext, site: Site): BuiltNode | Refusa
       type,
       weightType: weights.value.type,
       bias: bias !== undefined,
+      ...(scaleBlock === undefined || scaleBlock === k ? {} : { scales: 'blocks' }),
+      ...(zeroPoint === undefined ? {} : { zeroPoint: true }),
     },
     report: {
       node: name,
@@ -98,6 +104,7 @@ export function buildNode(context: BuildContext, site: Site): BuiltNode | Refusa
       splits,
       emitNorm: false,
       weightType: WEIGHT_TYPES[weights.value.type] ?? 'float32',
+      ...(scaleBlock === undefined || scaleBlock === k ? {} : { scaleBlock }),
       ...(weights.value.sqnrDb === undefined ? {} : { weightSqnrDb: weights.value.sqnrDb }),
     },
   };

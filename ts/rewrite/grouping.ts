@@ -4,7 +4,7 @@
  * product with a constant. The result of an MLP's projection meets a constant weight first.
  */
 import type { Node } from '../onnx/node.js';
-import { findConstant } from './constants.js';
+import { isConstantWeight } from './dequantized.js';
 import type { GraphIndex } from './graph_index.js';
 import type { Projection } from './projections/projection.js';
 
@@ -43,7 +43,7 @@ function attentionBehind(index: GraphIndex, value: string): Set<Node> {
       if (seen.has(node) || SHAPE_OPS.has(node.opType)) continue;
       seen.add(node);
       if (PRODUCTS.has(node.opType)) {
-        if (node.inputs.some((input) => findConstant(index, input) !== undefined)) continue;
+        if (node.inputs.some((input) => isConstantWeight(index, input))) continue;
         found.add(node);
       } else if (WEIGHTED_OPS.has(node.opType)) {
         continue;

@@ -1,6 +1,8 @@
 /** The projection rules, in the order in which they are tried. */
 import { gemm } from './gemm.js';
 import { matMul } from './matmul.js';
+import { matMulNBits } from './matmul_nbits.js';
+import { quantizedActivations } from './quantized_activations.js';
 import type { ProjectionRule } from './projection.js';
 
-export const projectionRules: readonly ProjectionRule[] = [matMul, gemm];
+export const projectionRules: readonly ProjectionRule[] = [matMul, gemm, matMulNBits, quantizedActivations];

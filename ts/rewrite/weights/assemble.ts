@@ -6,7 +6,8 @@ import { fail, type Match } from '../match.js';
 import { encodeVector } from '../function_body.js';
 import type { FuseOptions } from '../options.js';
 import type { Projection } from '../projections/projection.js';
-import { fromFloat32, quantizeInt8, sqnrDb, toFloat32, transpose } from './convert.js';
+import { fromFloat32, quantizeInt8, sqnrDb, toFloat32 } from './convert.js';
+import { sideBySide } from './side_by_side.js';
 
 export interface Weights {
   weight: string;
@@ -15,6 +16,9 @@ export interface Weights {
   /** Stored as [N, K]. */
   transposed: boolean;
   scale?: string;
+  zeroPoint?: string;
+  /** Rows of a column that share a scale: K where `scale` is [N], fewer where it is [K / scaleBlock, N]. */
+  scaleBlock?: number;
   sqnrDb?: number;
   /** TensorProto bytes, in parts, to add to the graph. */
   initializers: Uint8Array[][];
@@ -58,7 +62,7 @@ export function assembleWeights(
   const transposed = projections.every((p) => p.weightTransposed);
   const k = first.k;
   const n = projections.reduce((sum, p) => sum + p.n, 0);
-  const data = sideBySide(projections, stored, transposed, source);
+  const data = joinWeights(projections, stored, transposed, source);
   const name = unique(`${base}.weight`);
   const dims = transposed ? [n, k] : [k, n];
   const tensor = (type: number, bytes: Uint8Array): Uint8Array[] => encodeTensor(name, type, dims, bytes);
@@ -110,7 +114,7 @@ export function assembleWeights(
 }
 
 /** All weights in one matrix of the given type: [K, N], or [N, K] when `transposed`. */
-function sideBySide(
+function joinWeights(
   projections: readonly Projection[],
   type: number,
   transposed: boolean,
@@ -123,28 +127,9 @@ function sideBySide(
       const values = Float32Array.from(toFloat32(bytes, p.weight.tensor.type), (value) => value * p.alpha);
       bytes = fromFloat32(values, type);
     }
-    return p.weightTransposed && !transposed ? transpose(bytes, p.n, p.k, size) : bytes;
+    return { bytes, n: p.n, transposed: p.weightTransposed };
   });
-  const k = projections[0]?.k ?? 0;
-  const n = projections.reduce((sum, p) => sum + p.n, 0);
-  const result = new Uint8Array(k * n * size);
-  if (transposed) {
-    let at = 0;
-    for (const part of parts) {
-      result.set(part, at);
-      at += part.length;
-    }
-    return result;
-  }
-  let column = 0;
-  parts.forEach((part, i) => {
-    const width = projections[i]?.n ?? 0;
-    for (let row = 0; row < k; row++) {
-      result.set(part.subarray(row * width * size, (row + 1) * width * size), (row * n + column) * size);
-    }
-    column += width;
-  });
-  return result;
+  return sideBySide(parts, projections[0]?.k ?? 0, size, transposed);
 }
 
 /** A vector operand by name: the initialiser itself where it serves as it is, else a new float32 one. */
