@@ -124,7 +124,7 @@ function siteOf(index: GraphIndex, norm: Norm, taken: ReadonlySet<Node>): Site |
   return { norm, projections: group, aliases, type };
 }
 
-/** A value and what Identity, or Dropout without a mask, makes of it. */
+/** A value and what Identity, Dropout without a mask, or DynamicQuantizeLinear makes of it. */
 function aliasesOf(index: GraphIndex, value: string): { values: Set<string>; nodes: Node[] } {
   const values = new Set([value]);
   const nodes: Node[] = [];
@@ -132,6 +132,11 @@ function aliasesOf(index: GraphIndex, value: string): { values: Set<string>; nod
     for (const reader of index.readers(name)) {
       const output = reader.outputs[0];
       if (reader.inputs[0] !== name || output === undefined || values.has(output)) continue;
+      // Integer products read it; their rules look at what they read.
+      if (reader.is('DynamicQuantizeLinear')) {
+        values.add(output);
+        continue;
+      }
       if (!reader.is('Identity') && !(reader.is('Dropout') && dropsNothing(index, reader))) continue;
       values.add(output);
       nodes.push(reader);
