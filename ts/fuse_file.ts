@@ -61,7 +61,7 @@ export async function fuseFile(
   output: string,
   options: FuseFileOptions = {},
 ): Promise<FusedModel> {
-  checkOptions('fuseFile', options, ['dtype', 'fallback', 'overwrite', 'verify']);
+  checkOptions('fuseFile', options, ['dtype', 'int8Block', 'fallback', 'overwrite', 'verify']);
   const { overwrite, verify, ...rest } = options;
   const bytes = readModelFile(input); // a missing input is the first thing to say
   const source = new FolderSource(path.dirname(input));

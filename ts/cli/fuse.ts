@@ -9,6 +9,7 @@ import { EXIT } from './exit.js';
 export interface FuseFlags {
   output?: string;
   dtype: NonNullable<FuseOptions['dtype']>;
+  int8Block?: number;
   fallback: boolean;
   verify: boolean;
   dryRun?: boolean;
@@ -23,7 +24,11 @@ export async function fuseCommand(
   flags: FuseFlags,
 ): Promise<number> {
   const output = given ?? defaultOutput(input);
-  const options = { dtype: flags.dtype, fallback: flags.fallback };
+  const options = {
+    dtype: flags.dtype,
+    fallback: flags.fallback,
+    ...(flags.int8Block === undefined ? {} : { int8Block: flags.int8Block }),
+  };
   const { report } = flags.dryRun
     ? fusePath(input, options)
     : await fuseFile(input, output, {
@@ -74,7 +79,7 @@ export function describe(report: FuseReport, explain: boolean): string {
         `${site.rules.norm} + ${site.rules.projection}`,
         site.k,
         site.splits.join(' '),
-        site.weightType,
+        site.scaleBlock === undefined ? site.weightType : `${site.weightType}, blocks of ${site.scaleBlock}`,
         site.emitNorm ? 'yes' : 'no',
         site.weightSqnrDb === undefined ? 'exact' : `${site.weightSqnrDb.toFixed(1)} dB`,
       ]);

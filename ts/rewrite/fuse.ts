@@ -14,6 +14,7 @@ import { countOps, opName } from './op_counts.js';
 import type { FuseOptions } from './options.js';
 import type { FuseReport } from './report.js';
 import { findSites, type Site } from './sites.js';
+import { SHORTEST_BLOCK } from './weights/quantization.js';
 
 export interface FusedModel {
   /** The model's bytes, in parts that refer to the input where nothing changed. */
@@ -29,12 +30,25 @@ const DTYPES = ['keep', 'fp16', 'bf16', 'int8'] as const;
  * @throws QkvGemmError `INVALID_MODEL`, `UNSUPPORTED_MODEL`, `EXTERNAL_DATA`, `INVALID_ARGUMENT`.
  */
 export function fuseModel(bytes: Uint8Array, options: FuseOptions = {}, source?: DataSource): FusedModel {
-  checkOptions('fuse', options, ['dtype', 'fallback']);
+  checkOptions('fuse', options, ['dtype', 'int8Block', 'fallback']);
   const dtype = options.dtype ?? 'keep';
   if (!DTYPES.includes(dtype)) {
     throw new QkvGemmError(
       'INVALID_ARGUMENT',
       `fuse: dtype is '${String(dtype)}', expected one of ${DTYPES.join(', ')}.`,
+    );
+  }
+  const { int8Block } = options;
+  if (int8Block !== undefined && (!Number.isInteger(int8Block) || int8Block < SHORTEST_BLOCK)) {
+    throw new QkvGemmError(
+      'INVALID_ARGUMENT',
+      `fuse: int8Block is ${String(int8Block)}, expected a whole number of rows, ${SHORTEST_BLOCK} or more.`,
+    );
+  }
+  if (int8Block !== undefined && dtype !== 'int8') {
+    throw new QkvGemmError(
+      'INVALID_ARGUMENT',
+      `fuse: int8Block is for weights that become int8; dtype is '${dtype}'. Set dtype to 'int8' or leave int8Block out.`,
     );
   }
   const fallback = options.fallback !== false;
@@ -58,7 +72,7 @@ export function fuseModel(bytes: Uint8Array, options: FuseOptions = {}, source?:
   const edits = new GraphEdits(index, names);
   const built: { site: Site; node: BuiltNode }[] = [];
   for (const site of sites) {
-    const node = buildNode({ index, names, dtype, fallback, source }, site);
+    const node = buildNode({ index, names, dtype, int8Block, fallback, source }, site);
     if ('reason' in node) refused.push(node);
     else built.push({ site, node });
   }

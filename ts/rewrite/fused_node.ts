@@ -33,20 +33,21 @@ export interface BuildContext {
   index: GraphIndex;
   names: Names;
   dtype: NonNullable<FuseOptions['dtype']>;
+  int8Block: number | undefined;
   /** A function body goes with the node. */
   fallback: boolean;
   source: DataSource | undefined;
 }
 
 export function buildNode(context: BuildContext, site: Site): BuiltNode | Refusal {
-  const { index, names, dtype, fallback, source } = context;
+  const { index, names, dtype, int8Block, fallback, source } = context;
   const { norm, projections, type } = site;
   const name = names.unique(`${norm.node.name || norm.output}/${OP}`);
   const initializers: Uint8Array[][] = [];
   const add = (parts: Uint8Array[]): void => void initializers.push(parts);
   const weights = projections.some((p) => p.quantization)
     ? carryQuantized(index, projections, name, names.unique, source)
-    : assembleWeights(index, projections, dtype, name, names.unique, source);
+    : assembleWeights(index, projections, { dtype, int8Block }, name, names.unique, source);
   if (!weights.ok) return refusal(norm.node, norm.rule, weights);
   const { opset } = index.model;
   if (fallback && opset < BFLOAT16_OPSET && weights.value.type === DataType.bfloat16) {

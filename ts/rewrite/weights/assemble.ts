@@ -41,7 +41,7 @@ const SIZE = (type: number): number => (type === DataType.float ? 4 : 2);
 export function assembleWeights(
   index: GraphIndex,
   projections: readonly Projection[],
-  dtype: NonNullable<FuseOptions['dtype']>,
+  { dtype, int8Block }: { dtype: NonNullable<FuseOptions['dtype']>; int8Block?: number | undefined },
   base: string,
   unique: (name: string) => string,
   source?: DataSource,
@@ -74,9 +74,12 @@ export function assembleWeights(
 
   const values = toFloat32(data, stored);
   if (dtype === 'int8') {
+    const block = Math.min(int8Block ?? k, k);
+    if (k % block !== 0)
+      return fail(`K = ${k} is no multiple of the ${block} rows that share a scale`, first.node);
     let quantized;
     try {
-      quantized = quantizeInt8(values, k, n, transposed);
+      quantized = quantizeInt8(values, k, n, transposed, block);
     } catch (error) {
       if (error instanceof RangeError)
         return fail(`the weights cannot be int8: ${error.message}`, first.node);
@@ -84,7 +87,10 @@ export function assembleWeights(
     }
     const scale = unique(`${base}.scale`);
     const q = new Int8Array(quantized.data.buffer);
-    const column = transposed ? (i: number) => Math.floor(i / k) : (i: number) => i % n;
+    const at = (i: number): number => {
+      const [row, column] = transposed ? [i % k, Math.floor(i / k)] : [Math.floor(i / n), i % n];
+      return Math.floor(row / block) * n + column;
+    };
     return {
       ok: true,
       value: {
@@ -92,8 +98,12 @@ export function assembleWeights(
         type: DataType.int8,
         transposed,
         scale,
-        sqnrDb: sqnrDb(values, (i) => (q[i] ?? 0) * (quantized.scale[column(i)] ?? 0)),
-        initializers: [tensor(DataType.int8, quantized.data), [encodeVector(scale, quantized.scale)]],
+        scaleBlock: block,
+        sqnrDb: sqnrDb(values, (i) => (q[i] ?? 0) * (quantized.scale[at(i)] ?? 0)),
+        initializers: [
+          tensor(DataType.int8, quantized.data),
+          encodeScales(scale, quantized.scale, k / block, n),
+        ],
       },
     };
   }
@@ -111,6 +121,13 @@ export function assembleWeights(
       initializers: [tensor(TARGET[dtype], bytes)],
     },
   };
+}
+
+/** [blocks, N], or [N] where there is one block. */
+function encodeScales(name: string, scale: Float32Array, blocks: number, n: number): Uint8Array[] {
+  if (blocks === 1) return [encodeVector(name, scale)];
+  const bytes = new Uint8Array(scale.buffer, scale.byteOffset, scale.byteLength);
+  return encodeTensor(name, DataType.float, [blocks, n], bytes);
 }
 
 /** All weights in one matrix of the given type: [K, N], or [N, K] when `transposed`. */

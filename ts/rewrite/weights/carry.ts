@@ -7,7 +7,7 @@ import type { GraphIndex } from '../graph_index.js';
 import { fail, type Match } from '../match.js';
 import type { Projection } from '../projections/projection.js';
 import { storedName, type Weights } from './assemble.js';
-import { commonBlock, type Quantization } from './quantization.js';
+import { commonBlock, SHORTEST_BLOCK, type Quantization } from './quantization.js';
 import { sideBySide } from './side_by_side.js';
 
 const bytesOf = (data: ArrayBufferView): Uint8Array =>
@@ -41,9 +41,9 @@ export function carryQuantized(
   const n = integers.reduce((sum, p) => sum + p.n, 0);
   const block = integers.reduce((common, p) => commonBlock(common, p.quantization.block), k);
   const shortest = Math.min(...integers.map((p) => p.quantization.block));
-  if (block < Math.min(8, shortest)) {
+  if (block < Math.min(SHORTEST_BLOCK, shortest)) {
     const lengths = integers.map((p) => p.quantization.block).join(', ');
-    return fail(`blocks of ${lengths} rows have no common divisor of 8 or more`, first.node);
+    return fail(`blocks of ${lengths} rows have no common divisor of ${SHORTEST_BLOCK} or more`, first.node);
   }
   const layout = joinScales(integers, k, block);
   const dims = block === k ? [n] : [k / block, n];

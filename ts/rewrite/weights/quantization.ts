@@ -35,7 +35,7 @@ export interface StoredScales {
 }
 
 /** Shorter blocks would make scales of 4 bytes that take more than half as much memory as the weights. */
-const SHORTEST_BLOCK = 8;
+export const SHORTEST_BLOCK = 8;
 
 /** The largest length in whose multiples both lengths can be cut. */
 export function commonBlock(a: number, b: number): number {
