@@ -1,9 +1,13 @@
 /** Integer products of dynamically quantised activations become int8 weights, and activations are rounded no more. */
 import { expect } from 'chai';
+import fs from 'node:fs';
+import path from 'node:path';
+import * as ort from 'onnxruntime-node';
 import { uniform, type ModelBuilder } from '../models/builder.js';
 import { worstDifference } from '../scripts/bench/difference.js';
 import { DataType } from '../ts/onnx/tensor.js';
 import { withQkvGemm } from '../ts/session/index.js';
+import { testFolder } from './support/command.js';
 import { checkRefused, fused, type Fused } from './support/fused.js';
 import {
   bytesOf,
@@ -183,6 +187,58 @@ describe('DynamicQuantizeLinear and MatMulInteger', () => {
     expect(ops.filter((op) => op === 'DynamicQuantizeLinear')).to.have.length(2);
   });
 
+  /** A packed projection of rows that a Reshape makes two-dimensional, as quantize_dynamic makes of a Gemm. */
+  const packed = (rank: number | undefined, after?: (m: ModelBuilder) => void): [Uint8Array, Integers] => {
+    const w = integers(K, 24, 60);
+    const project = (m: ModelBuilder, h: string): readonly string[] => {
+      const flat = m.node('Reshape', [h, m.integers('flat', [2], [-1, K])], ['h_flat']);
+      if (rank !== undefined) m.valueInfo(flat, Array<number>(rank).fill(-1));
+      quantize(m, flat);
+      const sum = chain(m, 'packed', w, { bias: true });
+      const back = m.node('Reshape', [sum, m.integers('back', [3], [2, 5, 24])], ['p_back']);
+      const widths = m.integers('widths', [3], [8, 8, 8]);
+      m.node('Split', [back, widths], [...NAMES], { attributes: { axis: { integer: -1 } } });
+      return NAMES;
+    };
+    return [layerOf(K, project, { opsets, ...(after ? { after } : {}) }), w];
+  };
+
+  it('behind a Reshape to two dimensions', async () => {
+    const [original, w] = packed(2);
+    const result = fused(original);
+    expect(result.report.fused[0]?.rules.projection).to.equal('reshape+matmul-integer+add');
+    expect(result.ops).to.not.include('DynamicQuantizeLinear');
+    expect(carried(result)).to.deep.equal([meaning(w)]);
+    const reference = layerOf(K, (m, h) => {
+      const product = m.node('MatMul', [h, m.floats('w', [K, 24], meaning(w))], ['p']);
+      const sum = m.node('Add', [product, biasOf(m, 'p', 24)], ['p_b']);
+      const widths = m.integers('widths', [3], [8, 8, 8]);
+      m.node('Split', [sum, widths], [...NAMES], { attributes: { axis: { integer: -1 } } });
+      return NAMES;
+    });
+    const expected = await runModel(reference, inputOf(K));
+    for (const options of [withQkvGemm(quiet), quiet])
+      expect(worstDifference(expected, await runModel(result.bytes, inputOf(K), options))).to.be.at.most(
+        2e-5,
+      );
+  });
+
+  it('behind a Reshape whose rounded values are read elsewhere too: those stay', () => {
+    const [original] = packed(2, (m) => void m.output(m.node('Neg', ['h_s'], ['minus'])));
+    const { ops, report } = fused(original);
+    expect(ops.filter((op) => op === 'DynamicQuantizeLinear')).to.have.length(1);
+    expect(report.fused[0]?.emitNorm).to.equal(true);
+  });
+
+  it('refuses a Reshape to an unknown number of dimensions, and to three', () => {
+    checkRefused(
+      packed(undefined)[0],
+      "'h_flat' has an unknown number of dimensions, expected two",
+      'h_flat_node',
+    );
+    checkRefused(packed(3)[0], "'h_flat' has 3 dimensions, expected two", 'h_flat_node');
+  });
+
   const weights = weightsFor({});
   const spoilt = (write: Write): Uint8Array => build(weights, write);
   for (const [what, original, reason, at] of [
@@ -270,6 +326,32 @@ describe("what ONNX Runtime's extended optimisations make of them", () => {
         expect(report.fused[0]?.rules.projection).to.equal('matmul-integer-to-float');
       });
     }
+
+  const folder = testFolder();
+  it('as ONNX Runtime itself writes them', async () => {
+    const weights = weightsFor({});
+    const [input, output] = ['in.onnx', 'out.onnx'].map((name) => path.join(folder(), name)) as [
+      string,
+      string,
+    ];
+    fs.writeFileSync(
+      input,
+      build(weights, (m, name, w) => chain(m, name, w, { bias: true })),
+    );
+    const session = await ort.InferenceSession.create(input, {
+      ...quiet,
+      graphOptimizationLevel: 'extended',
+      optimizedModelFilePath: output,
+    });
+    await session.release();
+    const { bytes, report, ops } = fused(new Uint8Array(fs.readFileSync(output)));
+    const biases = weights.map(({ n }) => biasValues(n));
+    const formula = await runModel(floatLayer(K, weights.map(meaning), biases), inputOf(K));
+    for (const options of [withQkvGemm(quiet), quiet])
+      expect(worstDifference(formula, await runModel(bytes, inputOf(K), options))).to.be.at.most(2e-5);
+    expect(report.fused[0]?.rules.projection).to.equal('matmul-integer-to-float');
+    expect(ops).to.not.include('DynamicQuantizeLinear');
+  });
 
   const weights = weightsFor({});
   it('refuses a bias of another length, and a scale that is computed', () => {

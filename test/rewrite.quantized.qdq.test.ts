@@ -1,6 +1,7 @@
 /** Weights behind DequantizeLinear stay the integers that they are; rounded activations are not fused away. */
 import { expect } from 'chai';
 import { uniform, type ModelBuilder } from '../models/builder.js';
+import { QkvGemmError } from '../ts/errors.js';
 import { DataType } from '../ts/onnx/tensor.js';
 import { fuseBytes } from '../ts/rewrite/fuse.js';
 import { checkFused, checkRefused, fused } from './support/fused.js';
@@ -304,6 +305,29 @@ describe('weights behind DequantizeLinear', () => {
     ],
   ] as const)
     it(`refuses ${what}`, () => checkRefused(original, reason, at)); // prettier-ignore
+});
+
+describe('integers that a model says it has', () => {
+  it('and has not are an error, before scales are repeated for them', () => {
+    const original = layerOf(K, (m, h) => {
+      const q = m.tensor('q', int8, [K, 2 ** 31 - 1], new Uint8Array(K));
+      return [m.node('MatMul', [h, m.node('DequantizeLinear', [q, m.floats('s', [], [0.1])], ['w'])], ['p'])];
+    });
+    expect(() => fuseBytes(original))
+      .to.throw(QkvGemmError, "Tensor 'q' is int8 [48, 2147483647]")
+      .with.property('code', 'INVALID_MODEL');
+  });
+
+  it('and lie in an external file are an error without it', () => {
+    const original = layerOf(K, (m, h) => {
+      const scale = m.external('s', [8], { location: 'data.bin', offset: 0 });
+      const q = m.tensor('q', int8, [K, 8], new Uint8Array(K * 8));
+      return [m.node('MatMul', [h, m.node('DequantizeLinear', [q, scale], ['w'])], ['p'])];
+    });
+    expect(() => fuseBytes(original))
+      .to.throw(QkvGemmError, "Tensor 's' is stored in 'data.bin'")
+      .with.property('code', 'EXTERNAL_DATA');
+  });
 });
 
 describe('activations that are quantised with constant scales', () => {

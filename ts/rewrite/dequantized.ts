@@ -95,7 +95,7 @@ export function dequantizedWeight(
     k,
     n,
     ...layout.value,
-    type,
+    weight: stored,
     scale: scale.value,
     zeroPoint: zeroPoint.value,
     otherwise: 0,

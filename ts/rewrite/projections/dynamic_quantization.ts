@@ -64,7 +64,7 @@ export function columnWeight(
     k,
     n,
     block: k,
-    type,
+    weight,
     scale,
     zeroPoint,
     otherwise: 0,

@@ -1,7 +1,8 @@
 /**
  * DynamicQuantizeLinear -> MatMulInteger by a constant -> Cast to float -> Mul by both scales, in one or two nodes and any
  * order -> Add of a bias, or without: the form of onnxruntime.quantization.quantize_dynamic. Q, K and V share one
- * DynamicQuantizeLinear, which stays where something else reads it.
+ * DynamicQuantizeLinear, which stays where something else reads it. Before it may be a Reshape to two dimensions, which
+ * is what a Gemm becomes.
  */
 import { DataType, dataTypeName } from '../../onnx/tensor.js';
 import type { Node } from '../../onnx/node.js';
@@ -57,12 +58,34 @@ function scaledBy(index: GraphIndex, value: string, activationScale: string, at:
   return { ok: true, value: { output, scale, nodes } };
 }
 
+/** The product behind a Reshape of a value to two dimensions and DynamicQuantizeLinear, which only it reads. */
+function flattenedBefore(
+  index: GraphIndex,
+  reshape: Node,
+  value: string,
+): Match<{ node: Node; quantized: string; nodes: Node[] }> | undefined {
+  const reshaped = reshape.outputs[0];
+  if (!reshape.is('Reshape') || reshape.inputs[0] !== value || reshaped === undefined) return undefined;
+  const dynamic = onlyReader(index, reshaped);
+  const quantized = dynamic?.outputs[0];
+  if (!dynamic?.is('DynamicQuantizeLinear') || quantized === undefined) return undefined;
+  const node = onlyReader(index, quantized);
+  if (!node?.is('MatMulInteger')) return undefined;
+  const rank = index.dimsOf(reshaped)?.length;
+  if (rank !== 2)
+    return fail(`'${reshaped}' has ${rank ?? 'an unknown number of'} dimensions, expected two`, reshape);
+  return { ok: true, value: { node, quantized, nodes: [reshape, dynamic] } };
+}
+
 export const matMulInteger: ProjectionRule = {
   name: 'matmul-integer',
-  match(index, node, value) {
+  match(index, start, value) {
+    const flat = flattenedBefore(index, start, value);
+    if (flat && !flat.ok) return flat;
+    const { node, quantized } = flat?.value ?? { node: start, quantized: value };
     const product = node.outputs[0];
-    if (!node.is('MatMulInteger') || node.inputs[0] !== value || product === undefined) return undefined;
-    const activations = dynamicActivations(index, value);
+    if (!node.is('MatMulInteger') || node.inputs[0] !== quantized || product === undefined) return undefined;
+    const activations = dynamicActivations(index, quantized);
     if (!activations) return undefined;
     const [, weightName, zeroOfActivations, zeroPoint] = node.inputs;
     if (zeroOfActivations !== activations.zeroPoint)
@@ -79,10 +102,16 @@ export const matMulInteger: ProjectionRule = {
     if (!found.ok) return found;
     const { weight, quantization, k, n } = found.value;
     const add = biasBehind(index, output, n);
+    const behind = [node, cast, ...nodes, ...(add ? [add.node] : [])];
+    // What others read as well stays, and so does what it reads.
+    const before = flat?.value.nodes ?? [];
+    const shared = before
+      .at(-1)
+      ?.outputs.some((name) => index.readers(name).some((reader) => !behind.includes(reader)));
     return {
       ok: true,
       value: {
-        rule: add ? 'matmul-integer+add' : 'matmul-integer',
+        rule: `${flat ? 'reshape+' : ''}matmul-integer${add ? '+add' : ''}`,
         input: value,
         output: add?.output ?? output,
         k,
@@ -93,9 +122,9 @@ export const matMulInteger: ProjectionRule = {
         alpha: 1,
         bias: add?.bias,
         biasFactor: 1,
-        flattened: false,
+        flattened: flat !== undefined,
         node,
-        nodes: [node, cast, ...nodes, ...(add ? [add.node] : [])],
+        nodes: shared ? behind : [...before, ...behind],
       },
     };
   },

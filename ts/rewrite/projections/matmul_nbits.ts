@@ -69,7 +69,7 @@ export const matMulNBits: ProjectionRule = {
       k,
       n,
       block: size,
-      type: DataType.uint8,
+      weight,
       scale,
       zeroPoint,
       otherwise: 128,

@@ -24,8 +24,8 @@ export interface StoredScales {
   n: number;
   /** Rows of a column that share a scale; the last block may be shorter. */
   block: number;
-  /** Element type of the weight: int8 or uint8. */
-  type: number;
+  /** int8 or uint8 */
+  weight: Constant;
   scale: Constant;
   zeroPoint: Constant | undefined;
   /** Zero point where none is stored, as an element of that type. */
@@ -47,7 +47,8 @@ export function commonBlock(a: number, b: number): number {
  * for scales of 16 bits that become float32.
  */
 export function readQuantization(index: GraphIndex, node: Node, stored: StoredScales): Match<Quantization> {
-  const { k, n, type, scale, zeroPoint, otherwise, at } = stored;
+  const { k, n, weight, scale, zeroPoint, otherwise, at } = stored;
+  const { type } = weight.tensor;
   const length = Math.min(stored.block, k);
   const block = commonBlock(length, k);
   if (block < Math.min(SHORTEST_BLOCK, length)) {
@@ -69,6 +70,8 @@ export function readQuantization(index: GraphIndex, node: Node, stored: StoredSc
     const found = dataTypeName(zeroPoint.tensor.type);
     return fail(`zero point '${zeroPoint.name}' is ${found}, expected ${dataTypeName(type)}`, node);
   }
+  // Nothing but the weight's own bytes bounds the N that one scale is repeated for: are they there?
+  if (scales.length === 1) weight.tensor.bytes(index.source);
   const zeros = zeroPoint?.tensor.bytes(index.source);
   const blocks = k / block;
   const result = new Float32Array(blocks * n);
