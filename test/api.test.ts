@@ -67,7 +67,26 @@ describe('fuse', () => {
 
   for (const [what, options, message] of [
     ['an unknown option', { dtyp: 'int8' }, /unknown option 'dtyp'.*Did you mean 'dtype'/],
-    ['an option of the command', { noFallback: true }, /unknown option 'noFallback'; known: dtype, fallback/],
+    [
+      'an option of the command',
+      { noFallback: true },
+      /unknown option 'noFallback'; known: dtype, int8Block, fallback/,
+    ],
+    [
+      'blocks of no rows',
+      { dtype: 'int8', int8Block: 0 },
+      /int8Block is 0, expected a whole number of rows, 8 or more/,
+    ],
+    [
+      'blocks that are no number',
+      { dtype: 'int8', int8Block: '64' },
+      /int8Block is 64, expected a whole number/,
+    ],
+    [
+      'blocks without int8',
+      { dtype: 'bf16', int8Block: 64 },
+      /int8Block is for weights that become int8; dtype is 'bf16'/,
+    ],
     ['a wrong dtype', { dtype: 'fp8' }, /dtype is 'fp8', expected one of keep, fp16, bf16, int8/],
     ['null for options', null, /expected an object of options, found null/],
     ['a string for options', 'int8', /expected an object of options, found string/],

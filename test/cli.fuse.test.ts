@@ -78,6 +78,21 @@ describe('qkvgemm fuse', () => {
     });
   }
 
+  it('--int8-block 8: scales of blocks, and a smaller error than one a column', async () => {
+    const model = writeAttentionModel(folder());
+    const out = path.join(folder(), 'out.onnx');
+    const error = (...more: string[]): number => {
+      const { code, stdout } = qkvgemm(['fuse', model, out, '--dtype', 'int8', '--overwrite', ...more]);
+      expect(code).to.equal(0);
+      expect(stdout.includes('int8, blocks of 8')).to.equal(more.length > 0);
+      return Number(/([\d.]+) dB/.exec(stdout)?.[1]);
+    };
+    const columns = error();
+    expect(error('--int8-block', '8')).to.be.above(columns);
+    for (const difference of await differences(bytesOf(model), bytesOf(out)))
+      expect(difference).to.be.below(2e-2);
+  });
+
   it('--json reports the whole of what was done', () => {
     const model = writeAttentionModel(folder());
     const { stdout } = qkvgemm(['fuse', model, '--json']);

@@ -25,7 +25,15 @@ describe('qkvgemm', () => {
     for (const text of ['fuse', 'tune', 'info', 'Exit codes:', 'Examples:']) expect(stdout).to.contain(text);
     const fuse = qkvgemm(['fuse', '--help']);
     expect(fuse.code).to.equal(0);
-    for (const flag of ['--output', '--dtype', '--no-fallback', '--no-verify', '--dry-run', '--explain'])
+    for (const flag of [
+      '--output',
+      '--dtype',
+      '--int8-block',
+      '--no-fallback',
+      '--no-verify',
+      '--dry-run',
+      '--explain',
+    ])
       expect(fuse.stdout).to.contain(flag);
     for (const flag of ['--overwrite', '--json']) expect(fuse.stdout).to.contain(flag);
   });
@@ -61,6 +69,11 @@ describe('qkvgemm', () => {
     ['an unknown command', ['fuze', 'model.onnx'], /unknown command 'fuze'.*\n?.*Did you mean fuse/],
     ['an unknown option', ['fuse', 'model.onnx', '--dtyp', 'int8'], /unknown option '--dtyp'[^]*--dtype/],
     ['no input', ['fuse'], /missing required argument 'in'/],
+    [
+      'a wrong block',
+      ['fuse', 'model.onnx', '--dtype', 'int8', '--int8-block', 'x'],
+      /expected a number from 1 to/,
+    ],
     ['a wrong dtype', ['fuse', 'model.onnx', '--dtype', 'fp8'], /'fp8' is invalid.*keep, fp16, bf16, int8/],
     ['three files', ['fuse', 'a', 'b', 'c'], /too many arguments/],
     ['two outputs', ['fuse', 'a', 'b.onnx', '-o', 'c.onnx'], /'b.onnx' and 'c.onnx'/],

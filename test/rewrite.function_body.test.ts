@@ -27,7 +27,11 @@ const n = 36;
 
 /** What the rewriter asks of the body for such a node. */
 function variantOf(spec: QkvGemmSpec): Variant {
+  const { shape = [], zeroPoint } = spec.scale ?? {};
+  const groups = shape.length === 1 && shape[0] !== 1 && shape[0] !== spec.n;
   return {
+    ...(shape.length === 2 ? { scales: 'blocks' } : groups ? { scales: 'groups' } : {}),
+    ...(zeroPoint ? { zeroPoint } : {}),
     normType: spec.norm ?? 'layer_norm',
     splits: spec.splits?.length ?? 1,
     transposed: spec.transposed ?? false,
@@ -103,6 +107,27 @@ function forms(): Cases {
   return cases;
 }
 
+/** Layouts of the scales of int8 weights: N = 36, K = 40. */
+function scales(): Cases {
+  const cases: Cases = {};
+  for (const shape of [[], [1], [n], [2], [12], [1, n], [5, n], [20, n], [40, n]])
+    for (const zeroPoint of [false, true])
+      for (const transposed of [false, true])
+        cases[`[${shape.join(', ')}]${zeroPoint ? ', zero points' : ''}${transposed ? ', transposed' : ''}`] =
+          {
+            dims,
+            n,
+            splits: [20, 12, 4],
+            type: transposed ? float16 : float,
+            weightType: int8,
+            scale: { shape, zeroPoint },
+            transposed,
+            bias: float,
+            ...vectors('layer_norm', float),
+          };
+  return cases;
+}
+
 function shapes(): Cases {
   const cases: Cases = {};
   for (const norm of NORMS)
@@ -119,7 +144,12 @@ function shapes(): Cases {
 }
 
 describe('function body', () => {
-  for (const [section, cases] of Object.entries({ types: types(), forms: forms(), shapes: shapes() }))
+  for (const [section, cases] of Object.entries({
+    types: types(),
+    forms: forms(),
+    scales: scales(),
+    shapes: shapes(),
+  }))
     describe(section, () => {
       // Leading dimensions are symbols: where ONNX Runtime knows that one is 0, its own fusion of MatMul and Add into Gemm
       // writes a Reshape that fails.
@@ -149,6 +179,40 @@ describe('function body', () => {
               // The IR version that came with the opset, 8 (functions) at least.
               { opset, irVersion: opset >= 23 ? 11 : opset >= 21 ? 10 : opset >= 19 ? 9 : 8 },
             ));
+  });
+
+  describe('in models of any opset, scales that broadcast along no axis', () => {
+    for (let opset = OLDEST_OPSET; opset <= 23; opset++)
+      for (const shape of [[12], [5, n]])
+        it(`${opset}: [${shape.join(', ')}]`, () =>
+          check(
+            {
+              dims,
+              n,
+              splits: [12, 12, 12],
+              weightType: int8,
+              scale: { shape, zeroPoint: true },
+              transposed: opset % 2 === 0,
+              bias: float,
+              ...vectors('rms_norm', float),
+            },
+            { opset, irVersion: opset >= 23 ? 11 : opset >= 21 ? 10 : opset >= 19 ? 9 : 8 },
+          ));
+  });
+
+  it('one body serves nodes with other lengths of blocks and groups', () => {
+    const spec = (k: number, shape: number[]): QkvGemmSpec => ({
+      dims: [2, k],
+      n,
+      weightType: int8,
+      scale: { shape, zeroPoint: true },
+      ...vectors('layer_norm', float),
+    });
+    for (const specs of [
+      [spec(40, [5, n]), spec(40, [2, n]), spec(24, [1, n])],
+      [spec(40, [2]), spec(40, [9]), spec(24, [18])],
+    ])
+      expect(planFunctions(specs.map(variantOf), OPSET).functions).to.have.length(1);
   });
 
   describe('shared by nodes that use less of it', () => {

@@ -241,30 +241,6 @@ describe('weights in other forms', () => {
     );
     checkRefused(concat(parts), "the weight is not constant: 'w_q' is a sparse initialiser", 'q_node');
   });
-
-  it('QuantizeLinear and DequantizeLinear are refused', () => {
-    const project = (m: ModelBuilder, h: string): string[] =>
-      ['q', 'k', 'v'].map((name) => {
-        const stored = m.tensor(`s_${name}`, DataType.int8, [K, N], new Uint8Array(K * N).fill(3));
-        const w = m.node('DequantizeLinear', [stored, m.floats(`scale_${name}`, [], [0.1])], [`w_${name}`]);
-        return m.node('MatMul', [h, w], [name]);
-      });
-    checkRefused(
-      layer({ project }),
-      "the weight is not constant: 'w_q' is computed by DequantizeLinear 'w_q_node'",
-      'q_node',
-    );
-    const integer = (m: ModelBuilder, h: string): string[] =>
-      ['q', 'k', 'v'].map((name) => {
-        const stored = m.tensor(`s_${name}`, DataType.int8, [K, N], new Uint8Array(K * N).fill(3));
-        const scale = m.floats(`scale_${name}`, [], [0.1]);
-        m.node('DynamicQuantizeLinear', [h], [`h_${name}`, `hs_${name}`, `hz_${name}`]);
-        m.node('MatMulInteger', [`h_${name}`, stored, `hz_${name}`], [`i_${name}`]);
-        const cast = m.node('Cast', [`i_${name}`], [`c_${name}`], { attributes: { to: { integer: 1 } } });
-        return m.node('Mul', [cast, scale], [name]);
-      });
-    checkRefused(layer({ project: integer }), "its output 'h' feeds no MatMul or Gemm with constant weights");
-  });
 });
 
 describe('element types', () => {

@@ -168,7 +168,7 @@ export async function fuseFileWithin(
   options: FuseFileOptions,
   largest: number,
 ): Promise<FusedFile> {
-  checkOptions('fuseFile', options, ['dtype', 'fallback', 'targets', 'skip', ...FILE_OPTIONS]);
+  checkOptions('fuseFile', options, ['dtype', 'int8Block', 'fallback', 'targets', 'skip', ...FILE_OPTIONS]);
   const {
     overwrite = false,
     verify = true,

@@ -12,6 +12,7 @@ import { size } from './size.js';
 export interface FuseFlags {
   output?: string;
   dtype: NonNullable<FuseOptions['dtype']>;
+  int8Block?: number;
   fallback: boolean;
   targets: NonNullable<FuseOptions['targets']>;
   verify: boolean;
@@ -38,6 +39,7 @@ export async function fuseCommand(
     fallback: flags.fallback,
     targets: flags.targets,
     skip: flags.skip ?? [],
+    ...(flags.int8Block === undefined ? {} : { int8Block: flags.int8Block }),
   };
   const progress = new ProgressBar(process.stderr);
   let result: FusedFile;
@@ -106,7 +108,7 @@ export function describe(report: FuseReport, explain: boolean): string {
         site.normType === 'none' ? site.rules.projection : `${site.rules.norm} + ${site.rules.projection}`,
         site.k,
         site.splits.join(' '),
-        site.weightType,
+        site.scaleBlock === undefined ? site.weightType : `${site.weightType}, blocks of ${site.scaleBlock}`,
         site.emitNorm ? 'yes' : 'no',
         site.weightSqnrDb === undefined ? 'exact' : `${site.weightSqnrDb.toFixed(1)} dB`,
       ]);

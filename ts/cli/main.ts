@@ -81,6 +81,11 @@ export async function main(args: readonly string[]): Promise<number> {
         .argParser((text: string) => parsed(parseTargets, text))
         .default(['qkv'], 'qkv'),
     )
+    .option(
+      '--int8-block <rows>',
+      'with --dtype int8: rows of a column that share a scale; default: all',
+      (text) => parsed((count) => parseCount(count), text),
+    )
     .option('--no-fallback', 'leave out the function body: the model then needs the library')
     .option('--no-verify', 'do not load the result in onnxruntime-node before it is written')
     .option('--save-as-external-data', 'weights leave the model file for OUT.data beside it')

@@ -1,6 +1,7 @@
 /**
  * Values that are constant: initialisers and Constant nodes, also behind Identity, Transpose, Cast between float types, what
- * changes dimensions only (Reshape, Squeeze, Unsqueeze, Flatten), and, for vectors, Add of a number (1 + gamma).
+ * changes dimensions only (Reshape, Squeeze, Unsqueeze, Flatten), and, for vectors, DequantizeLinear and Add of a number
+ * (1 + gamma).
  */
 import { DataType, Tensor, type DataSource } from '../onnx/tensor.js';
 import { encodeTensor } from '../onnx/tensor.js';
@@ -62,6 +63,10 @@ const FOLDS: Record<string, Fold> = {
     if (inner.tensor.dims.length !== 2 || perm.length !== 2 || perm[0] !== 1 || perm[1] !== 0)
       return undefined;
     return { ...inner, transposed: !inner.transposed };
+  },
+  DequantizeLinear(index, node, inner, depth) {
+    const tensor = dequantizedVector(index, node, inner, depth);
+    return tensor && { ...inner, tensor, type: tensor.type };
   },
   Cast(_, node, inner) {
     const to = node.integer('to', 0);
@@ -166,6 +171,44 @@ function constantOf(attributes: ReadonlyMap<string, Attribute>): Tensor | undefi
   if (integer !== undefined) return make(DataType.int64, [], new BigInt64Array([BigInt(integer)]));
   if (integers) return make(DataType.int64, [integers.length], new BigInt64Array(integers.map(BigInt)));
   return undefined;
+}
+
+/**
+ * What a DequantizeLinear makes of a scalar or vector, by the formula: (q - zero point) * scale in float32, rounded once.
+ * Matrices stay integers: see dequantized.ts.
+ */
+function dequantizedVector(index: GraphIndex, node: Node, q: Constant, depth: number): Tensor | undefined {
+  const [scale, zero] = [1, 2].map((i) => {
+    const input = node.inputs[i] ?? '';
+    return input === '' ? undefined : findConstant(index, input, depth);
+  });
+  if (!scale || scale.type !== DataType.float || scale.tensor.type !== DataType.float) return undefined;
+  if (q.tensor.dims.length > 1 || node.integer('block_size', 0) !== 0) return undefined;
+  if (![DataType.float, 0].includes(node.integer('output_dtype', 0))) return undefined;
+  if (node.inputs[2] && !zero) return undefined;
+  const { count, dims } = q.tensor;
+  for (const { tensor } of [scale, ...(zero ? [zero] : [])])
+    if (tensor.dims.length > 1 || (tensor.count !== 1 && tensor.count !== count)) return undefined;
+  const values = smallIntegers(q.tensor, index.source);
+  const zeros = zero && smallIntegers(zero.tensor, index.source);
+  const scales = floatsOf(scale, index.source);
+  if (!values || !scales || (zero && !zeros)) return undefined;
+  const result = Float32Array.from(values, (value, i) => {
+    const shifted = Math.fround(value - (zeros?.[zeros.length === 1 ? 0 : i] ?? 0));
+    return shifted * (scales[scales.length === 1 ? 0 : i] ?? NaN);
+  });
+  return new Tensor(
+    concat(encodeTensor('', DataType.float, dims, new Uint8Array(result.buffer))),
+    `what ${node.label} makes`,
+  );
+}
+
+/** Elements of the integer types that DequantizeLinear reads; undefined for others. */
+function smallIntegers(tensor: Elements, source?: DataSource): ArrayLike<number> | undefined {
+  const bytes = tensor.bytes(source).slice().buffer;
+  if (tensor.type === DataType.int8) return new Int8Array(bytes);
+  if (tensor.type === DataType.uint8) return new Uint8Array(bytes);
+  return tensor.type === DataType.int32 ? new Int32Array(bytes) : undefined;
 }
 
 /** The elements of a float constant, as float32; undefined for other types. */

@@ -9,6 +9,9 @@ import type { Names } from './names.js';
 import { countOps, type OpCounts } from './op_counts.js';
 import { nodesOf, type Site } from './site.js';
 
+/** What passes a norm's output on, and goes where nobody reads what it makes. */
+const PASSING = new Set(['Identity', 'Dropout', 'DynamicQuantizeLinear']);
+
 export class GraphEdits {
   private readonly removed = new Set<Node>();
   private readonly added: { domain: string; opType: string }[] = [];
@@ -37,7 +40,7 @@ export class GraphEdits {
     const values = [norm.output];
     for (const value of values) {
       for (const reader of this.index.readers(value)) {
-        if (this.removed.has(reader) || !(reader.is('Identity') || reader.is('Dropout'))) continue;
+        if (this.removed.has(reader) || !PASSING.has(reader.opType)) continue;
         if (passing.has(reader)) continue;
         passing.add(reader);
         for (const output of reader.outputs) if (output !== '') values.push(output);

@@ -25,7 +25,17 @@ export interface Variant {
   bias: boolean;
   /** The function has the output `norm`: some node of the model uses it. */
   norm: boolean;
+  /** How scales lie over an int8 weight (default `columns`). */
+  scales?: ScaleLayout;
+  /** An int8 weight has zero points. */
+  zeroPoint?: boolean;
 }
+
+/**
+ * `columns`: [N], [1] or a scalar; `groups`: [G], each for N/G columns that follow one another; `blocks`: [K/B, N], each
+ * for B rows of a column.
+ */
+export type ScaleLayout = 'columns' | 'groups' | 'blocks';
 
 export interface FunctionPlan {
   /** FunctionProto bytes and their overload names, one per variant. */
@@ -84,10 +94,7 @@ function encodeFunction(variant: Variant, overload: string, opset: number): Uint
     weight = 'weight_t';
   }
   if (variant.weightType === DataType.int8) {
-    // Not DequantizeLinear: ONNX Runtime turns that and the MatMul into a product with activations rounded to int8,
-    // which moved outputs by up to 1.3e-2 of the largest. This is folded into a float32 constant at load.
-    add('Mul', [weight, 'scale'], ['weight_s']);
-    weight = 'weight_s';
+    weight = dequantise(variant, weight, asFloat, add, opset);
   }
   const product = variant.bias ? 'product' : 'sum';
   add('MatMul', [normalised, weight], [product]);
@@ -115,7 +122,8 @@ function encodeFunction(variant: Variant, overload: string, opset: number): Uint
   const writer = new MessageWriter().string(1, OP);
   const inputs = ['input', 'weight', 'gamma', 'beta', 'bias', 'scale', 'zero_point'];
   const operands = { layer_norm: 4, rms_norm: 3, none: 2 }[variant.normType];
-  const used = variant.weightType === DataType.int8 ? 6 : variant.bias ? 5 : operands;
+  const int8 = variant.weightType === DataType.int8;
+  const used = variant.zeroPoint ? 7 : int8 ? 6 : variant.bias ? 5 : operands;
   for (const name of inputs.slice(0, used)) writer.string(4, name);
   for (const name of slots ? ['y', 'norm', ...splitNames.slice(1)] : ['y']) writer.string(5, name);
   for (const name of ATTRIBUTES) writer.string(6, name);
@@ -141,6 +149,67 @@ export const ATTRIBUTES = [
 ] as const;
 
 type AddNode = (opType: string, inputs: string[], outputs: string[], attributes?: Uint8Array[]) => void;
+
+/**
+ * (weight - zero_point) * scale of a weight [K, N] that is float32 already; returns its name. Constant operands are folded
+ * into a float32 constant at load.
+ *
+ * Not DequantizeLinear: ONNX Runtime turns that and the MatMul into a product with activations rounded to int8, which
+ * moved outputs by up to 1.3e-2 of the largest. Nor has it blocks before opset 21, or groups of columns in any.
+ */
+function dequantise(
+  variant: Variant,
+  weight: string,
+  asFloat: (name: string, cast: boolean) => string,
+  add: AddNode,
+  opset: number,
+): string {
+  const { scales = 'columns', zeroPoint = false } = variant;
+  const vectors = ['scale', ...(zeroPoint ? [asFloat('zero_point', true)] : [])];
+  if (scales === 'columns') {
+    if (zeroPoint) add('Sub', [weight, vectors[1] ?? ''], ['shifted']);
+    add('Mul', [zeroPoint ? 'shifted' : weight, 'scale'], ['weight_s']);
+    return 'weight_s';
+  }
+  // The weight is cut along K to [K/B, B, N], or along N to [K, G, N/G], so that [K/B, 1, N] and [G, 1] broadcast. All
+  // lengths come from the operands: nodes of other lengths share the body.
+  const [scale = '', zero] = vectors.map((name) => {
+    const cut = `${name}_cut`;
+    if (opset < 13) add('Unsqueeze', [name], [cut], [encodeAttribute('axes', { integers: [1] })]);
+    else add('Unsqueeze', [name, addIntegers(`${name}_axis`, [1], add, opset)], [cut]);
+    return cut;
+  });
+  add('Shape', [scale], ['scale_dims']);
+  const open = addIntegers('open', scales === 'blocks' ? [1, -1, 1] : [1, -1], add, opset);
+  add('Mul', ['scale_dims', open], ['tail_dims']);
+  let dims = 'tail_dims';
+  if (scales === 'groups') {
+    // Reshape reads 0 as the dimension that was there, K.
+    const keep = addIntegers('keep', [0], add, opset);
+    add('Concat', [keep, 'tail_dims'], ['cut_dims'], [encodeAttribute('axis', { integer: 0 })]);
+    dims = 'cut_dims';
+  }
+  add('Shape', [weight], ['weight_dims']);
+  add('Reshape', [weight, dims], ['weight_cut']);
+  if (zero) add('Sub', ['weight_cut', zero], ['shifted']);
+  add('Mul', [zero ? 'shifted' : 'weight_cut', scale], ['scaled_cut']);
+  add('Reshape', ['scaled_cut', 'weight_dims'], ['weight_s']);
+  return 'weight_s';
+}
+
+/** A Constant of int64 [n]; returns its name. Before opset 9 a Constant holds floats only. */
+function addIntegers(name: string, values: readonly number[], add: AddNode, opset: number): string {
+  const constant = (output: string, type: number, data: ArrayBufferView): void => {
+    const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
+    add('Constant', [], [output], [encodeTensorAttribute('value', type, [values.length], bytes)]);
+  };
+  if (opset >= 9) constant(name, DataType.int64, BigInt64Array.from(values, BigInt));
+  else {
+    constant(`${name}_f`, DataType.float, Float32Array.from(values));
+    add('Cast', [`${name}_f`], [name], [encodeAttribute('to', { integer: DataType.int64 })]);
+  }
+  return name;
+}
 
 /** Adds the norm's nodes; returns the name of the normalised value. */
 function normalise(

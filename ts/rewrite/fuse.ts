@@ -17,6 +17,7 @@ import { targetsOf, type FuseOptions } from './options.js';
 import type { FuseReport } from './report.js';
 import type { Site } from './site.js';
 import { findSites } from './sites.js';
+import { SHORTEST_BLOCK } from './weights/quantization.js';
 
 export interface FusedModel {
   /** The model's bytes, in parts that refer to the input where nothing changed. */
@@ -56,13 +57,26 @@ export function* fuseSteps(
   source?: DataSource,
   store: TensorStore = new InlineStore(),
 ): Generator<FuseProgress, FusedModel> {
-  checkOptions('fuse', options, ['dtype', 'fallback', 'targets', 'skip']);
+  checkOptions('fuse', options, ['dtype', 'int8Block', 'fallback', 'targets', 'skip']);
   const targets = targetsOf(options);
   const dtype = options.dtype ?? 'keep';
   if (!DTYPES.includes(dtype)) {
     throw new QkvGemmError(
       'INVALID_ARGUMENT',
       `fuse: dtype is '${String(dtype)}', expected one of ${DTYPES.join(', ')}.`,
+    );
+  }
+  const { int8Block } = options;
+  if (int8Block !== undefined && (!Number.isInteger(int8Block) || int8Block < SHORTEST_BLOCK)) {
+    throw new QkvGemmError(
+      'INVALID_ARGUMENT',
+      `fuse: int8Block is ${String(int8Block)}, expected a whole number of rows, ${SHORTEST_BLOCK} or more.`,
+    );
+  }
+  if (int8Block !== undefined && dtype !== 'int8') {
+    throw new QkvGemmError(
+      'INVALID_ARGUMENT',
+      `fuse: int8Block is for weights that become int8; dtype is '${dtype}'. Set dtype to 'int8' or leave int8Block out.`,
     );
   }
   const fallback = options.fallback !== false;
@@ -89,7 +103,7 @@ export function* fuseSteps(
   const total = sites.reduce((sum, site) => sum + weightBytes(site), 0);
   let done = 0;
   for (const site of sites) {
-    const node = buildNode({ index, names, dtype, fallback, source, store }, site);
+    const node = buildNode({ index, names, dtype, int8Block, fallback, source, store }, site);
     if ('reason' in node) refused.push(node);
     else built.push({ site, node });
     done += weightBytes(site);

@@ -9,6 +9,7 @@ import type { Names } from './names.js';
 import type { FuseOptions } from './options.js';
 import type { FusedSite, Refusal, WeightType } from './report.js';
 import { nodesOf, refusal, type Site } from './site.js';
+import { carryQuantized } from './weights/carry.js';
 import { assembleWeights, joinBiases, storedName, vectorOperand } from './weights/assemble.js';
 
 const WEIGHT_TYPES: Record<number, WeightType> = {
@@ -33,6 +34,7 @@ export interface BuildContext {
   index: GraphIndex;
   names: Names;
   dtype: NonNullable<FuseOptions['dtype']>;
+  int8Block: number | undefined;
   /** A function body goes with the node. */
   fallback: boolean;
   source: DataSource | undefined;
@@ -41,7 +43,7 @@ export interface BuildContext {
 }
 
 export function buildNode(context: BuildContext, site: Site): BuiltNode | Refusal {
-  const { index, names, dtype, fallback, source, store } = context;
+  const { index, names, dtype, int8Block, fallback, source, store } = context;
   const { norm, projections, type } = site;
   const head = norm?.node ?? projections[0]?.node;
   const rule = norm?.rule ?? projections[0]?.rule ?? '';
@@ -49,7 +51,9 @@ export function buildNode(context: BuildContext, site: Site): BuiltNode | Refusa
   const name = names.unique(`${head.name || (norm?.output ?? projections[0]?.output)}/${OP}`);
   const initializers: Uint8Array[][] = [];
   const add = (parts: Uint8Array[]): void => void initializers.push(parts);
-  const weights = assembleWeights(index, projections, dtype, name, names.unique, source, store);
+  const weights = projections.some((p) => p.quantization)
+    ? carryQuantized(index, projections, name, names.unique, source, store)
+    : assembleWeights(index, projections, { dtype, int8Block }, name, names.unique, source, store);
   if (!weights.ok) return refusal(head, rule, weights);
   const { opset } = index.model;
   if (fallback && opset < BFLOAT16_OPSET && weights.value.type === DataType.bfloat16) {
@@ -83,9 +87,10 @@ export function buildNode(context: BuildContext, site: Site): BuiltNode | Refusa
     bias = names.unique(`${name}.bias`);
     add([encodeVector(bias, new Float32Array(n))]);
   }
-  inputs.push(bias ?? '', weights.value.scale ?? '');
+  inputs.push(bias ?? '', weights.value.scale ?? '', weights.value.zeroPoint ?? '');
   while (inputs.at(-1) === '') inputs.pop();
   const splits = projections.flatMap((p) => (p.pieces ?? [p]).map((piece) => piece.n));
+  const { scaleBlock, zeroPoint } = weights.value;
   return {
     name,
     inputs,
@@ -98,6 +103,8 @@ export function buildNode(context: BuildContext, site: Site): BuiltNode | Refusa
       type,
       weightType: weights.value.type,
       bias: bias !== undefined,
+      ...(scaleBlock === undefined || scaleBlock === k ? {} : { scales: 'blocks' }),
+      ...(zeroPoint === undefined ? {} : { zeroPoint: true }),
     },
     report: {
       node: name,
@@ -115,6 +122,7 @@ export function buildNode(context: BuildContext, site: Site): BuiltNode | Refusa
       splits,
       emitNorm: false,
       weightType: WEIGHT_TYPES[weights.value.type] ?? 'float32',
+      ...(scaleBlock === undefined || scaleBlock === k ? {} : { scaleBlock }),
       ...(weights.value.sqnrDb === undefined ? {} : { weightSqnrDb: weights.value.sqnrDb }),
     },
   };

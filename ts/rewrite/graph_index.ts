@@ -12,7 +12,10 @@ const TYPE_OF_INPUT: Record<string, number> = {
   LayerNormalization: 1,
   RMSNormalization: 1,
   SimplifiedLayerNormalization: 1,
+  DequantizeLinear: 1,
 };
+/** Likewise of com.microsoft's operators. */
+const TYPE_OF_FIRST_INPUT_MICROSOFT = new Set(['MatMulNBits', 'DynamicQuantizeMatMul']);
 const TYPE_OF_FIRST_INPUT = new Set(
   (
     'Identity Add Sub Mul Div Pow Neg Sqrt Reciprocal Abs Exp Log Relu Gelu Erf Tanh Sigmoid Softmax LogSoftmax Clip Max Min ' +
@@ -130,6 +133,8 @@ export class GraphIndex {
       else if (node.is('Constant')) type = constantType(node);
       else if (first !== undefined && node.inputs[first]) type = this.typeOf(node.inputs[first], depth + 1);
     }
+    if (type === undefined && node?.domain === 'com.microsoft' && node.inputs[0] !== undefined)
+      if (TYPE_OF_FIRST_INPUT_MICROSOFT.has(node.opType)) type = this.typeOf(node.inputs[0], depth + 1);
     this.types.set(name, type);
     return type;
   }

@@ -21,13 +21,13 @@ const PRODUCTS = new Set(['MatMul', 'FusedMatMul', 'Gemm', 'Einsum']);
 /** Ops whose result says how large a value is, not what it is. */
 const SHAPE_OPS = new Set(['Shape', 'Size']);
 /** Products with constants under other names; what lies behind them is another layer. */
-const WEIGHTED_OPS = new Set([
-  'MatMulNBits',
-  'MatMulInteger',
-  'QLinearMatMul',
-  'MatMulBnb4',
-  'Conv',
-  'ConvInteger',
+const WEIGHTED_OPS = new Set(['MatMulNBits', 'MatMulBnb4', 'Conv', 'ConvInteger']);
+/** Products of integers, and where their second operand stands. */
+const INTEGER_PRODUCTS = new Map([
+  ['MatMulInteger', 1],
+  ['MatMulIntegerToFloat', 1],
+  ['DynamicQuantizeMatMul', 1],
+  ['QLinearMatMul', 3],
 ]);
 const MAX_NODES = 4000;
 
@@ -44,13 +44,19 @@ function attentionBehind(index: GraphIndex, value: string): Set<Node> {
       if (PRODUCTS.has(node.opType)) {
         if (node.inputs.some((input) => index.isConstant(input))) continue;
         found.add(node);
+      } else if (INTEGER_PRODUCTS.has(node.opType)) {
+        const operand = node.inputs[INTEGER_PRODUCTS.get(node.opType) ?? 1] ?? '';
+        if (index.isConstant(operand)) continue;
+        found.add(node);
       } else if (WEIGHTED_OPS.has(node.opType)) {
         continue;
       } else if (ATTENTION_OPS.has(node.opType)) {
         found.add(node);
         continue;
       }
-      for (const output of node.outputs) if (output !== '') queue.push(output);
+      // A dynamic scale and zero point say how large a value is; they go round the product that it meets.
+      const outputs = node.is('DynamicQuantizeLinear') ? node.outputs.slice(0, 1) : node.outputs;
+      for (const output of outputs) if (output !== '') queue.push(output);
     }
   }
   return found;

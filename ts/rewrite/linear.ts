@@ -23,6 +23,9 @@ export function findLinear(
     const value = node.inputs[0];
     // A Gemm behind a Reshape is as good as one without: its input has two dimensions.
     if (taken.has(node) || value === undefined || index.isConstant(value) || node.is('Reshape')) continue;
+    // Products of dynamically quantised activations become nodes that read the activations.
+    const maker = index.producers.get(value);
+    const input = maker?.is('DynamicQuantizeLinear') ? (maker.inputs[0] ?? value) : value;
     for (const rule of projectionRules) {
       const match = rule.match(index, node, value);
       if (!match) continue;
@@ -32,9 +35,9 @@ export function findLinear(
         : match.ok
           ? tooOld
           : match;
-      const group = groups.get(value) ?? [];
+      const group = groups.get(input) ?? [];
       if (match.ok && !failure && !match.value.nodes.some((member) => taken.has(member)))
-        groups.set(value, [...group, match.value]);
+        groups.set(input, [...group, match.value]);
       // A product of two computed values is no projection at all.
       else if (failure && index.isConstant(node.inputs[1] ?? ''))
         refused.push(refusal(node, rule.name, failure));

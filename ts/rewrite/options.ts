@@ -14,6 +14,11 @@ export interface FuseOptions {
   dtype?: 'keep' | 'fp16' | 'bf16' | 'int8';
   /** Names of nodes that stay as they are: no norm or projection that consists of one of them is fused. */
   skip?: readonly string[];
+  /**
+   * With dtype int8: rows of a column that share a scale, 8 or more; default: all. Divides K, or is longer. Weights that
+   * are integers already keep their scales.
+   */
+  int8Block?: number;
   /** Put the function body into the model so that it runs where the library is not loaded (default true). */
   fallback?: boolean;
   /** Which projections are fused (default `['qkv']`). */

@@ -23,6 +23,8 @@ export interface FusedSite {
   splits: number[];
   emitNorm: boolean;
   weightType: WeightType;
+  /** Rows of a column that share a scale, where int8 weights have more than one scale a column. */
+  scaleBlock?: number;
   /** Signal-to-quantisation-noise ratio of the weights in dB against the original's; absent where nothing was rounded. */
   weightSqnrDb?: number;
 }

@@ -155,14 +155,16 @@ function siteOf(
   };
 }
 
-/** A value and what Identity, or Dropout without a mask, makes of it. */
+/** A value and what Identity, Dropout without a mask, or DynamicQuantizeLinear makes of it. */
 function aliasesOf(index: GraphIndex, value: string): Set<string> {
   const values = new Set([value]);
   for (const name of values) {
     for (const reader of index.readers(name)) {
       const output = reader.outputs[0];
       if (reader.inputs[0] !== name || output === undefined || values.has(output)) continue;
-      if (reader.is('Identity') || (reader.is('Dropout') && dropsNothing(index, reader))) values.add(output);
+      // Integer products read what DynamicQuantizeLinear makes; their rules look at it.
+      const passes = reader.is('Identity') || (reader.is('Dropout') && dropsNothing(index, reader));
+      if (passes || reader.is('DynamicQuantizeLinear')) values.add(output);
     }
   }
   return values;

@@ -3,6 +3,7 @@
  * to two dimensions. Gemm itself says that its A is [M, K] with B's K, so such a Reshape joins the leading dimensions.
  */
 import { findConstant, vectorLength, whyNotConstant } from '../constants.js';
+import { dequantizedWeight } from '../dequantized.js';
 import { fail } from '../match.js';
 import { weightOf, type ProjectionRule } from './projection.js';
 
@@ -26,10 +27,10 @@ export const gemm: ProjectionRule = {
     if (!node.is('Gemm') || node.inputs[0] !== input || node.inputs[1] === input || output === undefined)
       return undefined;
     if (node.integer('transA', 0) !== 0) return fail('Gemm has transA=1, expected 0', node);
-    const found = weightOf(index, node, 1);
-    if (!found.ok) return found;
-    const { weight } = found.value;
     const transB = node.integer('transB', 0) !== 0;
+    const found = dequantizedWeight(index, node, 1, transB) ?? weightOf(index, node, 1);
+    if (!found.ok) return found;
+    const { weight, quantization } = found.value;
     const [k, n] = transB ? [found.value.n, found.value.k] : [found.value.k, found.value.n];
     const c = node.inputs[2];
     const bias = c ? findConstant(index, c) : undefined;
@@ -43,13 +44,14 @@ export const gemm: ProjectionRule = {
     return {
       ok: true,
       value: {
-        rule: flattened ? 'reshape+gemm' : 'gemm',
+        rule: `${quantization ? 'dequantize+' : ''}${flattened ? 'reshape+' : ''}gemm`,
         input: value,
         output,
         k,
         n,
         weight,
         weightTransposed: weight.transposed !== transB,
+        quantization,
         alpha: node.float('alpha', 1),
         bias: biasFactor === 0 ? undefined : bias,
         biasFactor,

@@ -1,4 +1,5 @@
-/** MatMul by a constant [K, N], with an Add of a constant [N] behind it in either order, or without. */
+/** MatMul by a constant [K, N], also an int8 or uint8 one behind DequantizeLinear, with an Add of a constant [N] behind it in either order, or without. */
+import { dequantizedWeight } from '../dequantized.js';
 import { biasBehind, weightOf, type ProjectionRule } from './projection.js';
 
 export const matMul: ProjectionRule = {
@@ -7,20 +8,21 @@ export const matMul: ProjectionRule = {
     const product = node.outputs[0];
     if (!node.is('MatMul') || node.inputs[0] !== value || node.inputs[1] === value || product === undefined)
       return undefined;
-    const found = weightOf(index, node, 1);
+    const found = dequantizedWeight(index, node, 1, false) ?? weightOf(index, node, 1);
     if (!found.ok) return found;
-    const { weight, k, n } = found.value;
+    const { weight, quantization, k, n } = found.value;
     const add = biasBehind(index, product, n);
     return {
       ok: true,
       value: {
-        rule: add ? 'matmul+add' : 'matmul',
+        rule: `${quantization ? 'dequantize+' : ''}matmul${add ? '+add' : ''}`,
         input: value,
         output: add?.output ?? product,
         k,
         n,
         weight,
         weightTransposed: weight.transposed,
+        quantization,
         alpha: 1,
         bias: add?.bias,
         biasFactor: 1,

@@ -4,6 +4,7 @@ import type { Node } from '../../onnx/node.js';
 import { findConstant, vectorLength, whyNotConstant, type Constant } from '../constants.js';
 import type { GraphIndex } from '../graph_index.js';
 import { fail, type Match } from '../match.js';
+import type { Quantization } from '../weights/quantization.js';
 
 /** output = value * weight + bias, over the last axis of the value. */
 export interface Projection {
@@ -16,6 +17,8 @@ export interface Projection {
   weight: Constant;
   /** The weight's tensor, as stored, is [N, K]. */
   weightTransposed: boolean;
+  /** What an integer weight's elements stand for; `weight.type` is the type of those values then. Absent: floats. */
+  quantization?: Quantization | undefined;
   /** Factor on the weight (Gemm's alpha). */
   alpha: number;
   bias: Constant | undefined;
@@ -36,20 +39,24 @@ export interface ProjectionRule {
   match(index: GraphIndex, node: Node, value: string): Match<Projection> | undefined;
 }
 
+/** Is this an element type (DataType) that the op calculates in? */
+export function isFloat(type: number): boolean {
+  return type === DataType.float || type === DataType.float16 || type === DataType.bfloat16;
+}
+
 /** The weight of a projection: constant, two dimensions, a float type. */
 export function weightOf(
   index: GraphIndex,
   node: Node,
   position: number,
-): Match<{ weight: Constant; k: number; n: number }> {
+): Match<{ weight: Constant; k: number; n: number; quantization?: undefined }> {
   const name = node.inputs[position] ?? '';
   const weight = findConstant(index, name);
   if (!weight) return fail(`the weight is not constant: ${whyNotConstant(index, name)}`, node);
   const { dims, type } = weight.tensor;
   if (dims.length !== 2)
     return fail(`the weight '${name}' has shape [${dims.join(', ')}], expected two dimensions`, node);
-  const floats: readonly number[] = [DataType.float, DataType.float16, DataType.bfloat16];
-  if (!floats.includes(type)) {
+  if (!isFloat(type)) {
     return fail(`the weight '${name}' is ${dataTypeName(type)}, expected float32, float16 or bfloat16`, node);
   }
   const [rows = 0, columns = 0] = dims;
@@ -74,6 +81,5 @@ export function biasBehind(
   const other = a === product ? b : a;
   const bias = other === undefined || other === product ? undefined : findConstant(index, other);
   if (!bias || vectorLength(bias) !== n) return undefined;
-  const floats: readonly number[] = [DataType.float, DataType.float16, DataType.bfloat16];
-  return floats.includes(bias.type) ? { node: reader, bias, output } : undefined;
+  return isFloat(bias.type) ? { node: reader, bias, output } : undefined;
 }

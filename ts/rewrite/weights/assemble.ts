@@ -1,12 +1,20 @@
 /** The operands of a fused node: weights side by side along N, biases end to end, in the type that was asked for. */
-import { DataType, InlineStore, MAX_TENSOR, type DataSource, type TensorStore } from '../../onnx/tensor.js';
+import {
+  DataType,
+  encodeTensor,
+  InlineStore,
+  MAX_TENSOR,
+  type DataSource,
+  type TensorStore,
+} from '../../onnx/tensor.js';
 import { floatsOf, type Constant } from '../constants.js';
 import type { GraphIndex } from '../graph_index.js';
 import { fail, type Match } from '../match.js';
 import { encodeVector } from '../function_body.js';
 import type { FuseOptions } from '../options.js';
 import type { Projection } from '../projections/projection.js';
-import { fromFloat32, quantizeInt8, sqnrDb, toFloat32, transpose } from './convert.js';
+import { fromFloat32, quantizeInt8, sqnrDb, toFloat32 } from './convert.js';
+import { sideBySide } from './side_by_side.js';
 
 export interface Weights {
   weight: string;
@@ -15,6 +23,9 @@ export interface Weights {
   /** Stored as [N, K]. */
   transposed: boolean;
   scale?: string;
+  zeroPoint?: string;
+  /** Rows of a column that share a scale: K where `scale` is [N], fewer where it is [K / scaleBlock, N]. */
+  scaleBlock?: number;
   sqnrDb?: number;
   /** TensorProto bytes, in parts, to add to the graph. */
   initializers: Uint8Array[][];
@@ -38,7 +49,7 @@ const SIZE = (type: number): number => (type === DataType.float ? 4 : 2);
 export function assembleWeights(
   index: GraphIndex,
   projections: readonly Projection[],
-  dtype: NonNullable<FuseOptions['dtype']>,
+  { dtype, int8Block }: { dtype: NonNullable<FuseOptions['dtype']>; int8Block?: number | undefined },
   base: string,
   unique: (name: string) => string,
   source?: DataSource,
@@ -65,7 +76,7 @@ export function assembleWeights(
   const size = k * n * SIZE(stored);
   if (size > MAX_TENSOR)
     return fail(`the weights together have ${size} bytes, expected at most ${MAX_TENSOR}`, first.node);
-  const data = sideBySide(projections, stored, transposed, source);
+  const data = joinWeights(projections, stored, transposed, source);
   const name = unique(`${base}.weight`);
   const dims = transposed ? [n, k] : [k, n];
   const tensor = (type: number, bytes: Uint8Array): Uint8Array[] =>
@@ -78,9 +89,12 @@ export function assembleWeights(
 
   const values = toFloat32(data, stored);
   if (dtype === 'int8') {
+    const block = Math.min(int8Block ?? k, k);
+    if (k % block !== 0)
+      return fail(`K = ${k} is no multiple of the ${block} rows that share a scale`, first.node);
     let quantized;
     try {
-      quantized = quantizeInt8(values, k, n, transposed);
+      quantized = quantizeInt8(values, k, n, transposed, block);
     } catch (error) {
       if (error instanceof RangeError)
         return fail(`the weights cannot be int8: ${error.message}`, first.node);
@@ -88,7 +102,10 @@ export function assembleWeights(
     }
     const scale = unique(`${base}.scale`);
     const q = new Int8Array(quantized.data.buffer);
-    const column = transposed ? (i: number) => Math.floor(i / k) : (i: number) => i % n;
+    const at = (i: number): number => {
+      const [row, column] = transposed ? [i % k, Math.floor(i / k)] : [Math.floor(i / n), i % n];
+      return Math.floor(row / block) * n + column;
+    };
     return {
       ok: true,
       value: {
@@ -96,8 +113,12 @@ export function assembleWeights(
         type: DataType.int8,
         transposed,
         scale,
-        sqnrDb: sqnrDb(values, (i) => (q[i] ?? 0) * (quantized.scale[column(i)] ?? 0)),
-        initializers: [tensor(DataType.int8, quantized.data), [encodeVector(scale, quantized.scale)]],
+        scaleBlock: block,
+        sqnrDb: sqnrDb(values, (i) => (q[i] ?? 0) * (quantized.scale[at(i)] ?? 0)),
+        initializers: [
+          tensor(DataType.int8, quantized.data),
+          encodeScales(scale, quantized.scale, k / block, n),
+        ],
       },
     };
   }
@@ -117,8 +138,15 @@ export function assembleWeights(
   };
 }
 
+/** [blocks, N], or [N] where there is one block. */
+function encodeScales(name: string, scale: Float32Array, blocks: number, n: number): Uint8Array[] {
+  if (blocks === 1) return [encodeVector(name, scale)];
+  const bytes = new Uint8Array(scale.buffer, scale.byteOffset, scale.byteLength);
+  return encodeTensor(name, DataType.float, [blocks, n], bytes);
+}
+
 /** All weights in one matrix of the given type: [K, N], or [N, K] when `transposed`. */
-function sideBySide(
+function joinWeights(
   projections: readonly Projection[],
   type: number,
   transposed: boolean,
@@ -131,28 +159,9 @@ function sideBySide(
       const values = Float32Array.from(toFloat32(bytes, p.weight.tensor.type), (value) => value * p.alpha);
       bytes = fromFloat32(values, type);
     }
-    return p.weightTransposed && !transposed ? transpose(bytes, p.n, p.k, size) : bytes;
+    return { bytes, n: p.n, transposed: p.weightTransposed };
   });
-  const k = projections[0]?.k ?? 0;
-  const n = projections.reduce((sum, p) => sum + p.n, 0);
-  const result = new Uint8Array(k * n * size);
-  if (transposed) {
-    let at = 0;
-    for (const part of parts) {
-      result.set(part, at);
-      at += part.length;
-    }
-    return result;
-  }
-  let column = 0;
-  parts.forEach((part, i) => {
-    const width = projections[i]?.n ?? 0;
-    for (let row = 0; row < k; row++) {
-      result.set(part.subarray(row * width * size, (row + 1) * width * size), (row * n + column) * size);
-    }
-    column += width;
-  });
-  return result;
+  return sideBySide(parts, projections[0]?.k ?? 0, size, transposed);
 }
 
 /** A vector operand by name: the initialiser itself where it serves as it is, else a new float32 one. */

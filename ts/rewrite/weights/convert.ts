@@ -98,34 +98,43 @@ export function transpose(bytes: Uint8Array, rows: number, columns: number, size
 export interface Quantized {
   /** int8, as the input laid out. */
   data: Uint8Array;
-  /** float32 [columns]. */
+  /** float32 [K / block, N]. */
   scale: Float32Array;
 }
 
 /**
- * Symmetric int8, one scale per output column: scale = max |w| / 127, q = round(w / scale). A column of zeros has scale 1.
- * Throws RangeError where a weight is not finite.
+ * Symmetric int8, one scale per output column, or per block of rows of one: scale = max |w| / 127, q = round(w / scale).
+ * Where all are zeros, the scale is 1. Throws RangeError where a weight is not finite.
  *
  * @param values [K, N], or [N, K] when `transposed`.
+ * @param block rows of a column that share a scale; divides K.
  */
-export function quantizeInt8(values: Float32Array, k: number, n: number, transposed: boolean): Quantized {
-  const scale = new Float32Array(n);
+export function quantizeInt8(
+  values: Float32Array,
+  k: number,
+  n: number,
+  transposed: boolean,
+  block = k,
+): Quantized {
+  const scale = new Float32Array((k / block) * n);
   const at = transposed
     ? (row: number, column: number) => column * k + row
     : (row: number, column: number) => row * n + column;
-  const visit = (fn: (i: number, column: number) => void): void => {
-    if (transposed) for (let c = 0; c < n; c++) for (let r = 0; r < k; r++) fn(at(r, c), c);
-    else for (let r = 0; r < k; r++) for (let c = 0; c < n; c++) fn(at(r, c), c);
+  const scaleAt = (row: number, column: number): number => Math.floor(row / block) * n + column;
+  /** `s`: where an element's scale is. */
+  const visit = (fn: (i: number, s: number, column: number) => void): void => {
+    if (transposed) for (let c = 0; c < n; c++) for (let r = 0; r < k; r++) fn(at(r, c), scaleAt(r, c), c);
+    else for (let r = 0; r < k; r++) for (let c = 0; c < n; c++) fn(at(r, c), scaleAt(r, c), c);
   };
-  visit((i, c) => {
+  visit((i, s, c) => {
     const magnitude = Math.abs(values[i] ?? 0);
     if (!(magnitude < Infinity)) throw new RangeError(`column ${c} holds ${values[i]}`);
-    if (magnitude > (scale[c] ?? 0)) scale[c] = magnitude;
+    if (magnitude > (scale[s] ?? 0)) scale[s] = magnitude;
   });
-  for (let c = 0; c < n; c++) scale[c] = Math.fround((scale[c] ?? 0) / 127) || 1;
+  for (let s = 0; s < scale.length; s++) scale[s] = Math.fround((scale[s] ?? 0) / 127) || 1;
   const data = new Int8Array(values.length);
-  visit((i, c) => {
-    data[i] = Math.max(-127, Math.min(127, roundHalfEven((values[i] ?? 0) / (scale[c] ?? 1))));
+  visit((i, s) => {
+    data[i] = Math.max(-127, Math.min(127, roundHalfEven((values[i] ?? 0) / (scale[s] ?? 1))));
   });
   return { data: new Uint8Array(data.buffer), scale };
 }
