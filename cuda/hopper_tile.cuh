@@ -161,9 +161,7 @@ struct Block {
   static __device__ __forceinline__ void Sync(int barrier, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
   }
-  __device__ __forceinline__ void SyncAll() const {
-    Sync(1, C::kGroups * 128 + kStatisticsWarps * 32);
-  }
+  __device__ __forceinline__ void SyncAll() const { Sync(1, C::kGroups * 128 + kStatisticsWarps * 32); }
   __device__ __forceinline__ void SyncStatistics() const { Sync(2, kStatisticsWarps * 32); }
 };
 
