@@ -6,6 +6,14 @@ import type { GraphIndex } from './graph_index.js';
 import { fail, type Match } from './match.js';
 import { readQuantization, type Quantization } from './weights/quantization.js';
 
+/** Products of integers, and where their second operand stands. */
+export const INTEGER_PRODUCTS = new Map([
+  ['MatMulInteger', 1],
+  ['MatMulIntegerToFloat', 1],
+  ['DynamicQuantizeMatMul', 1],
+  ['QLinearMatMul', 3],
+]);
+
 export interface IntegerWeight {
   /** The integers; its `type` is that of the values that they stand for. */
   weight: Constant;

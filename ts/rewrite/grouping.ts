@@ -4,6 +4,7 @@
  * product with a constant. The result of an MLP's projection meets a constant weight first.
  */
 import type { Node } from '../onnx/node.js';
+import { INTEGER_PRODUCTS } from './dequantized.js';
 import type { GraphIndex } from './graph_index.js';
 import type { Projection } from './projections/projection.js';
 
@@ -22,13 +23,6 @@ const PRODUCTS = new Set(['MatMul', 'FusedMatMul', 'Gemm', 'Einsum']);
 const SHAPE_OPS = new Set(['Shape', 'Size']);
 /** Products with constants under other names; what lies behind them is another layer. */
 const WEIGHTED_OPS = new Set(['MatMulNBits', 'MatMulBnb4', 'Conv', 'ConvInteger']);
-/** Products of integers, and where their second operand stands. */
-const INTEGER_PRODUCTS = new Map([
-  ['MatMulInteger', 1],
-  ['MatMulIntegerToFloat', 1],
-  ['DynamicQuantizeMatMul', 1],
-  ['QLinearMatMul', 3],
-]);
 const MAX_NODES = 4000;
 
 /** The attention that a value leads to: its products of computed values and attention operators. */

@@ -4,15 +4,11 @@
  * clipping to the range that calibration found, and so give other answers than the model; nor can it be told to keep them.
  */
 import type { Node } from '../../onnx/node.js';
+import { INTEGER_PRODUCTS } from '../dequantized.js';
 import type { GraphIndex } from '../graph_index.js';
 import { fail } from '../match.js';
 import type { ProjectionRule } from './projection.js';
 
-/** Products of integers, and where their second operand stands. */
-const INTEGER_PRODUCTS = new Map([
-  ['MatMulInteger', 1],
-  ['QLinearMatMul', 3],
-]);
 const PRODUCTS = new Set(['MatMul', 'Gemm']);
 
 /** A product of a quantised value with a constant weight, DequantizeLinear between them or not. */
