@@ -9,7 +9,7 @@ import { findConstant, vectorLength, whyNotConstant, type Constant } from '../co
 import type { GraphIndex } from '../graph_index.js';
 import { fail, type Match } from '../match.js';
 import { columnWeight, dynamicActivations } from './dynamic_quantization.js';
-import { biasBehind, isFloat, type Projection, type ProjectionRule } from './projection.js';
+import { isFloat, projectionOf, type Projection, type ProjectionRule } from './projection.js';
 
 /** Operands by name; '' and undefined are absent ones. */
 interface Operands {
@@ -25,10 +25,9 @@ function projectionAt(
   value: string,
   { scale, zeroPoint, bias: biasName }: Operands,
 ): Match<Projection> {
-  const product = node.outputs[0] ?? '';
   const found = columnWeight(index, node, { weight: node.inputs[1], scale, zeroPoint });
   if (!found.ok) return found;
-  const { weight, quantization, k, n } = found.value;
+  const { n } = found.value;
   let bias: Constant | undefined;
   if (biasName) {
     bias = findConstant(index, biasName);
@@ -36,26 +35,7 @@ function projectionAt(
     if (vectorLength(bias) !== n || !isFloat(bias.type))
       return fail(`the bias has shape [${bias.tensor.dims.join(', ')}], expected [N] = [${n}]`, node);
   }
-  const add = bias ? undefined : biasBehind(index, product, n);
-  return {
-    ok: true,
-    value: {
-      rule: add ? `${rule}+add` : rule,
-      input: value,
-      output: add?.output ?? product,
-      k,
-      n,
-      weight,
-      weightTransposed: weight.transposed,
-      quantization,
-      alpha: 1,
-      bias: bias ?? add?.bias,
-      biasFactor: 1,
-      flattened: false,
-      node,
-      nodes: add ? [node, add.node] : [node],
-    },
-  };
+  return { ok: true, value: projectionOf(index, rule, node, value, found.value, { bias }) };
 }
 
 export const matMulIntegerToFloat: ProjectionRule = {

@@ -9,13 +9,12 @@ import { DataType, dataTypeName } from '../../onnx/tensor.js';
 import { findConstant, vectorLength, whyNotConstant } from '../constants.js';
 import { fail } from '../match.js';
 import { readQuantization } from '../weights/quantization.js';
-import { biasBehind, isFloat, type ProjectionRule } from './projection.js';
+import { isFloat, projectionOf, type ProjectionRule } from './projection.js';
 
 export const matMulNBits: ProjectionRule = {
   name: 'matmul-nbits',
   match(index, node, value) {
-    const product = node.outputs[0];
-    if (!node.is('MatMulNBits', 'com.microsoft') || node.inputs[0] !== value || product === undefined)
+    if (!node.is('MatMulNBits', 'com.microsoft') || node.inputs[0] !== value || !node.outputs[0])
       return undefined;
     const [, weightName = '', scaleName = '', zeroName = '', order = '', biasName = ''] = node.inputs;
     const bits = node.integer('bits', 4);
@@ -76,25 +75,8 @@ export const matMulNBits: ProjectionRule = {
       at: (block, column) => column * blocks + block,
     });
     if (!quantization.ok) return quantization;
-    const add = bias ? undefined : biasBehind(index, product, n);
-    return {
-      ok: true,
-      value: {
-        rule: add ? 'matmul-nbits+add' : 'matmul-nbits',
-        input: value,
-        output: add?.output ?? product,
-        k,
-        n,
-        weight: { ...weight, type: scale.type },
-        weightTransposed: true,
-        quantization: quantization.value,
-        alpha: 1,
-        bias: bias ?? add?.bias,
-        biasFactor: 1,
-        flattened: false,
-        node,
-        nodes: add ? [node, add.node] : [node],
-      },
-    };
+    const found = { weight: { ...weight, type: scale.type }, quantization: quantization.value, k, n };
+    const stored = { bias, weightTransposed: true };
+    return { ok: true, value: projectionOf(index, 'matmul-nbits', node, value, found, stored) };
   },
 };

@@ -83,3 +83,39 @@ export function biasBehind(
   if (!bias || vectorLength(bias) !== n) return undefined;
   return isFloat(bias.type) ? { node: reader, bias, output } : undefined;
 }
+
+/**
+ * One node that multiplies `value`, with the Add of a bias behind it where it has no bias of its own.
+ *
+ * @param rule the name of the rule; an Add appends `+add`.
+ */
+export function projectionOf(
+  index: GraphIndex,
+  rule: string,
+  node: Node,
+  value: string,
+  { weight, quantization, k, n }: Pick<Projection, 'weight' | 'quantization' | 'k' | 'n'>,
+  {
+    bias,
+    weightTransposed = weight.transposed,
+  }: { bias?: Constant | undefined; weightTransposed?: boolean } = {},
+): Projection {
+  const product = node.outputs[0] ?? '';
+  const add = bias ? undefined : biasBehind(index, product, n);
+  return {
+    rule: add ? `${rule}+add` : rule,
+    input: value,
+    output: add?.output ?? product,
+    k,
+    n,
+    weight,
+    weightTransposed,
+    quantization,
+    alpha: 1,
+    bias: bias ?? add?.bias,
+    biasFactor: 1,
+    flattened: false,
+    node,
+    nodes: add ? [node, add.node] : [node],
+  };
+}
