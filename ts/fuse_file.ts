@@ -9,7 +9,7 @@ import { checkWritable, MAX_PROTOBUF, readModelFile } from './files.js';
 import { concat } from './onnx/wire.js';
 import { checkOptions } from './options.js';
 import type { FuseOptions } from './rewrite/options.js';
-import { fuseSteps, fuseModel, type FusedModel } from './rewrite/fuse.js';
+import { FUSE_OPTIONS, fuseSteps, fuseModel, type FusedModel } from './rewrite/fuse.js';
 import type { FuseReport } from './rewrite/report.js';
 import { inSteps, stageAndCommit, Staging, type Companion } from './staging.js';
 import { moveTensors, WeightStore } from './weight_store.js';
@@ -168,7 +168,7 @@ export async function fuseFileWithin(
   options: FuseFileOptions,
   largest: number,
 ): Promise<FusedFile> {
-  checkOptions('fuseFile', options, ['dtype', 'int8Block', 'fallback', 'targets', 'skip', ...FILE_OPTIONS]);
+  checkOptions('fuseFile', options, [...FUSE_OPTIONS, ...FILE_OPTIONS]);
   const {
     overwrite = false,
     verify = true,
