@@ -121,22 +121,30 @@ describe('the type of fused weights', () => {
     }
   });
 
-  it('what a type cannot hold is refused, and the model comes out as it was', () => {
+  it('what a type cannot hold keeps its projection out of the node, and the model as it was where there is no other', () => {
     const spoilt = (value: number): Uint8Array =>
       withWeights(VALUES.map((data, part) => data.map((w, i) => (part === 1 && i === 3 ? value : w))));
     for (const [dtype, value, reason] of [
       ['fp16', 70000, 'weight 70000 is beyond the range of fp16'],
       ['bf16', 3.4e38, `weight ${Math.fround(3.4e38)} is beyond the range of bf16`],
-      ['int8', NaN, 'the weights cannot be int8: column 11 holds NaN'],
-      ['int8', -Infinity, 'the weights cannot be int8: column 11 holds -Infinity'],
+      ['int8', NaN, 'the weights cannot be int8: column 3 holds NaN'],
+      ['int8', -Infinity, 'the weights cannot be int8: column 3 holds -Infinity'],
     ] as const) {
-      const original = spoilt(value);
-      const { model, report } = fuseBytes(original, { dtype });
-      expect(report.fused).to.deep.equal([]);
-      expect(report.refused.map((refusal) => [refusal.reason, refusal.at])).to.deep.equal([
-        [reason, 'q_node'],
+      const { report } = fuseBytes(spoilt(value), { dtype });
+      expect(report.fused.map(({ splits, replaced }) => [splits, replaced])).to.deep.equal([
+        [
+          [N, N],
+          ['h_node', 'q_node', 'v_node'],
+        ],
       ]);
-      expect(model).to.equal(original);
+      expect(report.refused.map((refusal) => [refusal.node, refusal.reason])).to.deep.equal([
+        ['k_node', reason],
+      ]);
+      const alone = spoilt(value);
+      const { model, report: none } = fuseBytes(alone, { dtype, skip: ['q_node', 'v_node'] });
+      expect(none.fused).to.deep.equal([]);
+      expect(none.refused.map((refusal) => refusal.reason)).to.deep.equal([reason]);
+      expect(model).to.equal(alone);
     }
   });
 

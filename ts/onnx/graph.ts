@@ -67,9 +67,7 @@ export class Graph {
     this.fields = readFields(message, where);
     const FIELD = layout;
     const stated = (field: Field): ValueInfo =>
-      layout.stated
-        ? readValueInfo(field.value)
-        : { name: text(field), type: undefined, dims: undefined };
+      layout.stated ? readValueInfo(field.value) : { name: text(field), type: undefined, dims: undefined };
     for (const field of this.fields) {
       if (field.number === FIELD.node) {
         this.nodeEntries.push({ field, view: new Node(field.value, `node ${this.nodeEntries.length}`) });

@@ -239,9 +239,5 @@ export function encodeNode(node: NewNode): Uint8Array {
 export function encodeConstant(tensor: readonly Uint8Array[]): Uint8Array[] {
   const name = new Tensor(concat(tensor), 'a new constant').name;
   const attribute = new MessageWriter().string(1, 'value').bytes(5, tensor).integer(20, AttributeType.tensor);
-  return new MessageWriter()
-    .string(2, name)
-    .string(4, 'Constant')
-    .bytes(5, attribute.parts())
-    .parts();
+  return new MessageWriter().string(2, name).string(4, 'Constant').bytes(5, attribute.parts()).parts();
 }

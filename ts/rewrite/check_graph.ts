@@ -28,7 +28,10 @@ function checkInputs(graph: Graph, what: string): void {
   const inputs = new Set<string>();
   for (const { name } of graph.inputs) {
     if (inputs.has(name))
-      throw new QkvGemmError('INVALID_MODEL', `Two ${what} are named '${name}'; names of values must be unique.`);
+      throw new QkvGemmError(
+        'INVALID_MODEL',
+        `Two ${what} are named '${name}'; names of values must be unique.`,
+      );
     inputs.add(name);
   }
 }

@@ -42,8 +42,7 @@ export function chooseCompatible(
   const [best, ...rest] = [...kinds.values()].sort((a, b) => compare(sizeOf(b, first), sizeOf(a, first)));
   const [chosen] = best ?? [];
   if (!best || !chosen) return others[0]?.failure ?? fail('it has no projections');
-  for (const projection of rest.flat())
-    others.push({ projection, failure: difference(projection, chosen) });
+  for (const projection of rest.flat()) others.push({ projection, failure: difference(projection, chosen) });
   return { projections: best, type: stated ?? chosen.weight.type, others };
 }
 

@@ -111,7 +111,12 @@ export class GraphEdits {
     for (const { home, parts } of node.initializers) home.graph.addInitializer(parts);
     const after: Uint8Array[] = [];
     /** A node behind the new one that makes `output`; returns the name of what it reads. */
-    const behind = (opType: string, output: string, inputs: string[], attributes: Uint8Array[] = []): string => {
+    const behind = (
+      opType: string,
+      output: string,
+      inputs: string[],
+      attributes: Uint8Array[] = [],
+    ): string => {
       const value = this.names.unique(`${output}/${OP}`);
       const name = this.names.unique(`${node.name}/${opType}`);
       after.unshift(encodeNode({ opType, name, inputs: [value, ...inputs], outputs: [output], attributes }));
@@ -232,7 +237,10 @@ export class GraphEdits {
   }
 
   countOps(before: OpCounts): OpCounts {
-    const constants = Array.from({ length: this.index.graph.addedConstants }, () => ({ domain: '', opType: 'Constant' }));
+    const constants = Array.from({ length: this.index.graph.addedConstants }, () => ({
+      domain: '',
+      opType: 'Constant',
+    }));
     return countOps(constants, countOps(this.added, countOps(this.removed, before, -1)));
   }
 }

@@ -83,7 +83,7 @@ export function buildNode(
   if (!head) throw new TypeError('a site without nodes');
   const name = names.unique(`${head.name || (whole.norm?.output ?? whole.projections[0]?.output)}/${OP}`);
   const refused: Refusal[] = [];
-  for (let site = whole; ; ) {
+  for (let site = whole; ;) {
     const node = build(context, site, name, head);
     if (!('reason' in node)) return { node, site, refused };
     const smaller = 'culprit' in node ? without(site, node.culprit) : undefined;
@@ -106,7 +106,11 @@ function without(site: Site, culprit: Projection): Site | undefined {
   return { ...site, projections, attention, targets };
 }
 
-function weightsOf(context: BuildContext, { projections }: Site, name: string): Match<Weights> | WeightsFailure {
+function weightsOf(
+  context: BuildContext,
+  { projections }: Site,
+  name: string,
+): Match<Weights> | WeightsFailure {
   const { index, names, dtype, int8Block, source, shared } = context;
   const known = shared.find(index, projections);
   if (known) return { ok: true, value: known };
@@ -118,7 +122,8 @@ function weightsOf(context: BuildContext, { projections }: Site, name: string): 
   const weights = projections.some((p) => p.quantization)
     ? carryQuantized(index, projections, name, names.unique, source, store)
     : assembleWeights(index, projections, { dtype, int8Block }, name, names.unique, source, store);
-  if (weights.ok && weights.value.initializers.length > 0) shared.add(index, home, projections, weights.value);
+  if (weights.ok && weights.value.initializers.length > 0)
+    shared.add(index, home, projections, weights.value);
   return weights;
 }
 

@@ -227,7 +227,9 @@ export class GraphIndex {
     if (position === undefined) return undefined;
     const stated = this.graph.inputs[position]?.type;
     if (stated !== undefined) return stated;
-    const [first, ...others] = this.callers(position).map(({ index, value }) => index.typeOf(value, depth + 1));
+    const [first, ...others] = this.callers(position).map(({ index, value }) =>
+      index.typeOf(value, depth + 1),
+    );
     return others.every((type) => type === first) ? first : undefined;
   }
 }

@@ -56,7 +56,7 @@ export interface FuseReport {
   /** Both in graph order. */
   fused: FusedSite[];
   refused: Refusal[];
-  /** Nodes of each operator, those of subgraphs and functions included. */
+  /** Nodes of each operator, those of subgraphs and of functions that are called included. */
   opsBefore: Record<string, number>;
   opsAfter: Record<string, number>;
   bytesBefore: number;

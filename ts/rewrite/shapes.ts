@@ -19,7 +19,9 @@ const SAME_SHAPE = ops(
     'SkipLayerNormalization SkipSimplifiedLayerNormalization',
 );
 /** As many dimensions as the first input. */
-const SAME_RANK = ops('Slice Split Transpose Pad Tile Concat MatMulNBits DynamicQuantizeMatMul DynamicQuantizeLinear');
+const SAME_RANK = ops(
+  'Slice Split Transpose Pad Tile Concat MatMulNBits DynamicQuantizeMatMul DynamicQuantizeLinear',
+);
 /** Operands spread to the one with most dimensions. */
 const SPREADING = ops('Add Sub Mul Div Pow Where Max Min Equal Less Greater And Or');
 
@@ -43,7 +45,9 @@ export function rankOf(from: GraphIndex, name: string, depth = 0): number | unde
 }
 
 function rankOfArguments(index: GraphIndex, name: string, depth: number): number | undefined {
-  const [first, ...others] = index.argumentsFor(name).map((call) => rankOf(call.index, call.value, depth + 1));
+  const [first, ...others] = index
+    .argumentsFor(name)
+    .map((call) => rankOf(call.index, call.value, depth + 1));
   return others.every((rank) => rank === first) ? first : undefined;
 }
 
@@ -122,7 +126,8 @@ export function dimensionsIn(index: GraphIndex, name: string, depth = 0): Dimens
     case 'Squeeze':
       return inner(0);
     case 'Reshape': // of one element to a vector
-      return (index.dimsOf(node.inputs[1] ?? '')?.[0] ?? integersOf(findConstant(index, node.inputs[1] ?? ''), index.source)?.length) === 1
+      return (index.dimsOf(node.inputs[1] ?? '')?.[0] ??
+        integersOf(findConstant(index, node.inputs[1] ?? ''), index.source)?.length) === 1
         ? inner(0)
         : undefined;
     case 'Concat': {

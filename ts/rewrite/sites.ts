@@ -157,6 +157,7 @@ function siteOf(
   );
   // Said where one with such a weight would have been fused.
   for (const { reader, rule, failure } of misses) {
+    if (failure.at && keep.has(failure.at)) continue; // asked for
     const leads = attentionBehind(index, reader.outputs[0] ?? '').size > 0;
     if (index.isConstant(reader.inputs[1] ?? '') && (leads ? qkv : targets.has('mlp')))
       refused.push(refusal(index, reader, rule, failure));
@@ -164,9 +165,7 @@ function siteOf(
   const site: Site = {
     norm,
     input: norm.input,
-    projections: choice.projections.map((p) =>
-      withSplit(index, unflattened(index, p, norm), norm.input),
-    ),
+    projections: choice.projections.map((p) => withSplit(index, unflattened(index, p, norm), norm.input)),
     targets: [
       ...(attention.size > 0 ? (['qkv'] as const) : []),
       ...(attention.size < choice.projections.length ? (['mlp'] as const) : []),

@@ -90,10 +90,14 @@ export function assembleWeights(
     const initializers = [store.add(name, stored, dims, data, sources)];
     return { ok: true, value: { weight: name, type: stored, transposed, initializers } };
   }
-  /** The projection that an element of the matrix belongs to. */
-  const ownerOf = (column: number): Projection => {
-    let end = 0;
-    return projections.find((p) => column < (end += p.n)) ?? first;
+  /** The projection that a column of the matrix belongs to, and which of its own that is. */
+  const ownerOf = (column: number): { culprit: Projection; column: number } => {
+    let start = 0;
+    for (const culprit of projections) {
+      if (column < start + culprit.n) return { culprit, column: column - start };
+      start += culprit.n;
+    }
+    throw new RangeError(`column ${column} of ${n}`);
   };
 
   const values = toFloat32(data, stored);
@@ -106,7 +110,11 @@ export function assembleWeights(
       quantized = quantizeInt8(values, k, n, transposed, block);
     } catch (error) {
       if (!(error instanceof NotFinite)) throw error;
-      return { ...fail(`the weights cannot be int8: ${error.message}`, first.node), culprit: ownerOf(error.column) };
+      const { culprit, column } = ownerOf(error.column);
+      return {
+        ...fail(`the weights cannot be int8: column ${column} holds ${error.value}`, first.node),
+        culprit,
+      };
     }
     const [name, scale] = [named(), unique(`${base}.scale`)];
     const q = new Int8Array(quantized.data.buffer);
@@ -134,8 +142,8 @@ export function assembleWeights(
   const back = toFloat32(bytes, TARGET[dtype]);
   const lost = values.findIndex((value, i) => Number.isFinite(value) && !Number.isFinite(back[i]));
   if (lost >= 0) {
-    const owner = ownerOf(transposed ? Math.floor(lost / k) : lost % n);
-    return { ...fail(`weight ${values[lost]} is beyond the range of ${dtype}`, first.node), culprit: owner };
+    const { culprit } = ownerOf(transposed ? Math.floor(lost / k) : lost % n);
+    return { ...fail(`weight ${values[lost]} is beyond the range of ${dtype}`, first.node), culprit };
   }
   const name = named();
   return {

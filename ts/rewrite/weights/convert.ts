@@ -106,7 +106,7 @@ export interface Quantized {
 export class NotFinite extends RangeError {
   constructor(
     readonly column: number,
-    value: number | undefined,
+    readonly value: number | undefined,
   ) {
     super(`column ${column} holds ${value}`);
   }

@@ -22,7 +22,8 @@ export class SharedWeights {
 
   /** Weights that were made of initialisers alone; what is computed is not compared, nor what lies in a function. */
   add(index: GraphIndex, home: GraphIndex, projections: readonly Projection[], weights: Weights): void {
-    if (home.inFunction || !projections.every(({ weight }) => storedName(index, weight) !== undefined)) return;
+    if (home.inFunction || !projections.every(({ weight }) => storedName(index, weight) !== undefined))
+      return;
     const key = keyOf(projections);
     this.entries.set(key, [...(this.entries.get(key) ?? []), { home, projections, weights }]);
   }
