@@ -227,7 +227,7 @@ describe('functions in which nothing is fused', () => {
     );
   });
 
-  it('calls that differ in rank', async () => {
+  it('calls that differ in rank', () => {
     const m = new ModelBuilder({ [domain]: 1 });
     m.input('x', ['batch', 'sequence', K]);
     m.input('z', ['more', 'batch', 'sequence', K]);

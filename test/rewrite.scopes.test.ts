@@ -130,7 +130,7 @@ describe('layers in the branches of an If', () => {
     expect([...model.graph.initializers.keys()]).to.have.members(['gamma', 'beta', 'a_h_node/QKVGemm.weight', 'b_h_node/QKVGemm.weight']);
   }); // prettier-ignore
 
-  it('an inner initialiser hides an outer one of the same name', async () => {
+  it('an inner initialiser hides an outer one of the same name', () => {
     const inner = borrowingBody('a_');
     inner.tensor('w_k', DataType.float, [K, N], new Uint8Array(uniform(K * N, 0.5, 77).buffer));
     const { nodes, model } = fused(choice(inner, borrowingBody('b_'), outerWeights), { count: 2, sound: false });

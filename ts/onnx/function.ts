@@ -38,14 +38,15 @@ export class FunctionBody extends Graph {
 
   addOpset(domain: string, version: number): void {
     if (this.opsets.has(domain) || this.addedOpsets.length > 0) return;
-    this.addedOpsets.push(new MessageWriter().string(1, domain).integer(2, version).finish());
+    const message = new MessageWriter().string(1, domain).integer(2, version).finish();
+    this.addedOpsets.push(new MessageWriter().bytes(FIELD.opsetImport, message).finish());
   }
 
   override get changed(): boolean {
     return super.changed || this.addedOpsets.length > 0;
   }
 
-  protected override finish(writer: MessageWriter): void {
-    for (const message of this.addedOpsets) writer.bytes(FIELD.opsetImport, message);
+  protected override get addedFields(): readonly Uint8Array[] {
+    return this.addedOpsets;
   }
 }

@@ -171,13 +171,13 @@ export class Graph {
       }
     });
     for (const message of this.addedValueInfos) writer.bytes(valueInfo, message);
-    this.finish(writer);
+    for (const field of this.addedFields) writer.copy(field);
     return writer.parts();
   }
 
-  /** Writes what else the message gets. */
-  protected finish(_: MessageWriter): void {
-    // A graph gets nothing else.
+  /** Fields, tags included, that the message gets behind all others. */
+  protected get addedFields(): readonly Uint8Array[] {
+    return [];
   }
 
   private isRemoved(field: Field, nodeOf: Map<Field, Node>, writer: MessageWriter): boolean {

@@ -43,7 +43,13 @@ export class GraphEdits {
     const { norm } = site;
     for (const input of [...node.inputs, ...(norm?.sum?.terms ?? [])]) this.newReads.add(input);
     for (const member of nodesOf(site)) this.drop(member);
-    if (norm) this.redirectShapes(norm.output, norm.input);
+    if (!norm) return;
+    const same = new Set([norm.output]);
+    for (const value of same) {
+      this.redirectShapes(value, norm.input);
+      for (const reader of this.index.readers(value))
+        if (reader.is('Identity')) same.add(reader.outputs[0] ?? '');
+    }
   }
 
   /** Does anything still read the norm's output? What only passes it on, to nobody, is taken out. */
@@ -175,6 +181,7 @@ export class GraphEdits {
 
   /** A norm keeps its input's shape: who asks for the shape of its output can ask the input, and the output need not exist. */
   private redirectShapes(output: string, input: string): void {
+    if (output === '') return;
     for (const reader of this.index.readers(output)) {
       if (!reader.is('Shape') || this.removed.has(reader) || this.redirected.has(reader)) continue;
       const writer = new MessageWriter();

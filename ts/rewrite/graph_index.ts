@@ -115,9 +115,11 @@ export class GraphIndex {
 
   /** The graph whose value a name means here: this one, or the nearest around it that has the name. */
   home(name: string): GraphIndex {
-    for (let index: GraphIndex | undefined = this; index; index = index.parent)
-      if (index.defines(name)) return index;
-    return this;
+    return this.definerOf(name) ?? this;
+  }
+
+  private definerOf(name: string): GraphIndex | undefined {
+    return this.defines(name) ? this : this.parent?.definerOf(name);
   }
 
   /** An initialiser of this graph or of one around it. */
