@@ -3,17 +3,7 @@ import * as ort from 'onnxruntime-node';
 import { ModelBuilder } from '../models/builder.js';
 import { DataType } from '../ts/onnx/tensor.js';
 import { checkFused, checkRefused, fused } from './support/fused.js';
-import {
-  attend,
-  gammaOf,
-  K,
-  layer,
-  layerNorm,
-  N,
-  threeMatMul,
-  weight,
-  xTensor,
-} from './support/layers.js';
+import { attend, gammaOf, K, layer, layerNorm, N, threeMatMul, weight, xTensor } from './support/layers.js';
 import { spell } from './support/norms.js';
 
 /** A body that gives an outer value on, negated. */

@@ -186,6 +186,36 @@ describe('decomposed norms with Casts inside', () => {
   }); // prettier-ignore
 });
 
+describe('norms spelt out in float32, cast to 16 bits behind', () => {
+  const cases: [string, (m: ModelBuilder, x: string) => string, string][] = [
+    ['of x in float32', (_, x) => x, 'x'],
+    ['of x cast up from float16', (m, x) => cast(m, cast(m, x, float16, 'x_low'), float, 'x_f'), 'x_f'],
+  ];
+  for (const rms of [true, false])
+    for (const [what, before, input] of cases)
+      for (const both of [true, false]) {
+        // A Cast before it and nobody else behind it: all of it is of 16 bits.
+        if (input === 'x_f' && !both) continue;
+        it(`${rms ? 'RMSNorm' : 'LayerNorm'} ${what}${both ? ', read in float32 too' : ''}`, async () => {
+          const original = layer({
+            opset: 13,
+            norm: (m, x) => spell(m, before(m, x), rms),
+            project: (m, h) => {
+              const narrow = cast(m, h, float16, 'h_low');
+              if (both) m.output(m.node('Neg', [h], ['less']));
+              return ['q', 'k', 'v'].map((name, i) => {
+                const w = m.floats(`w_${name}`, [K, N], weightValues(K * N, i), float16);
+                return cast(m, m.node('MatMul', [narrow, w], [`${name}_low`]), float, name);
+              });
+            },
+          });
+          const { nodes, report } = await checkFused(original, HALF);
+          expect(nodes[0]?.inputs[0]).to.equal(input);
+          expect(report.fused[0]).to.include({ weightType: 'float16', emitNorm: both });
+        });
+      }
+});
+
 describe('scales that are computed from constants', () => {
   /** gamma, stored as `stored`; the graph adds one in `type`, and multiplies in float32. */
   const onePlus =

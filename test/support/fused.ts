@@ -98,7 +98,9 @@ export function checkUntouched(original: Uint8Array): void {
 
 /** The nodes of a model's graph, of the graphs in it, and of its functions but the op's own. */
 function allNodes(model: Model): Node[] {
-  const bodies = model.functionBodies.filter(({ domain, name }) => `${domain}.${name}` !== 'com.deepspeed.QKVGemm');
+  const bodies = model.functionBodies.filter(
+    ({ domain, name }) => `${domain}.${name}` !== 'com.deepspeed.QKVGemm',
+  );
   return [model.graph, ...bodies].flatMap(nodesIn);
 }
 

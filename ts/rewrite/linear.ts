@@ -5,7 +5,7 @@ import { projectionRules } from './projections/index.js';
 import { withSplit } from './projections/split.js';
 import type { Projection } from './projections/projection.js';
 import type { Refusal } from './report.js';
-import { checkOpset, refusal, type Site } from './site.js';
+import { checkOpset, checkRank, refusal, type Site } from './site.js';
 
 /**
  * @param taken nodes that belong to other sites.
@@ -30,10 +30,11 @@ export function findLinear(
       const match = rule.match(index, node, value);
       if (!match) continue;
       const skipped = match.ok ? match.value.nodes.find((member) => keep.has(member)) : undefined;
+      const unready = tooOld ?? checkRank(index, input);
       const failure = skipped
         ? ({ ok: false, reason: 'it is to stay as it is (skip)', at: skipped } as const)
         : match.ok
-          ? tooOld
+          ? unready
           : match;
       const group = groups.get(input) ?? [];
       if (match.ok && !failure && !match.value.nodes.some((member) => taken.has(member)))

@@ -7,6 +7,7 @@ import type { Norm } from './norms/norm.js';
 import type { Target } from './options.js';
 import type { Projection } from './projections/projection.js';
 import type { Refusal } from './report.js';
+import { rankOf } from './shapes.js';
 
 /** A norm and projections of its result, or projections of one value. */
 export interface Site {
@@ -52,4 +53,14 @@ export function checkOpset({ opset, scope, model }: GraphIndex): Failure | undef
     return { ok: false, reason: `${what} ${found}, expected ${OLDEST_OPSET} or newer` };
   }
   return undefined;
+}
+
+/**
+ * In a function, types cannot be stated, and of an input without known rank the op's shape inference says nothing: such a
+ * model would not load with the library.
+ */
+export function checkRank(index: GraphIndex, input: string): Failure | undefined {
+  if (!index.inFunction || rankOf(index, input) !== undefined) return undefined;
+  const reason = `how many dimensions its input '${input}' has is not known; in a function, ONNX Runtime needs to know`;
+  return { ok: false, reason };
 }

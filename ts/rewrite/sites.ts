@@ -16,8 +16,7 @@ import type { Projection } from './projections/projection.js';
 import { withSplit } from './projections/split.js';
 import { unflattened } from './projections/unflatten.js';
 import type { Refusal } from './report.js';
-import { rankOf } from './shapes.js';
-import { checkOpset, nodesOf, refusal, type Site } from './site.js';
+import { checkOpset, checkRank, nodesOf, refusal, type Site } from './site.js';
 
 const NARROW = new Set<number>([DataType.float16, DataType.bfloat16]);
 
@@ -174,16 +173,6 @@ function siteOf(
     type: choice.type,
   };
   return { site, refused };
-}
-
-/**
- * In a function, types cannot be stated, and of an input without known rank the op's shape inference says nothing: such a
- * model would not load with the library.
- */
-function checkRank(index: GraphIndex, input: string): Failure | undefined {
-  if (!index.inFunction || rankOf(index, input) !== undefined) return undefined;
-  const reason = `how many dimensions its input '${input}' has is not known; in a function, ONNX Runtime needs to know`;
-  return { ok: false, reason };
 }
 
 /**
