@@ -1,9 +1,14 @@
 import { expect } from 'chai';
+import fs from 'node:fs';
+import path from 'node:path';
 import * as ort from 'onnxruntime-node';
 import { ModelBuilder, uniform } from '../models/builder.js';
+import { fuseFile } from '../ts/fuse_file.js';
 import { Graph } from '../ts/onnx/graph.js';
 import { DataType } from '../ts/onnx/tensor.js';
+import { concat } from '../ts/onnx/wire.js';
 import { fuseBytes } from '../ts/rewrite/fuse.js';
+import { testFolder } from './support/command.js';
 import { checkFused, checkRefused, fused } from './support/fused.js';
 import { attend, betaOf, gammaOf, K, layerNorm, N, threeMatMul, weight, xTensor } from './support/layers.js';
 import { spell } from './support/norms.js';
@@ -307,4 +312,28 @@ describe('a layer in the body of a Scan', () => {
     const { report } = await checkFused(m.finish());
     expect(report.fused[0]?.scope).to.equal("body of Scan 'y_node'");
   });
+});
+
+describe('weights of branches that lie in a file', () => {
+  const folder = testFolder();
+
+  for (const saveAsExternalData of [false, true]) {
+    it(`are streamed${saveAsExternalData ? ', and all others leave the model' : ''}`, async () => {
+      const location = 'weights.bin';
+      const names = ['w_q', 'w_k', 'w_v'];
+      const original = choice(borrowingBody('a_'), borrowingBody('b_'), (m) => {
+        gammaOf(m);
+        betaOf(m);
+        names.forEach((name, i) => m.external(name, [K, N], { location, offset: i * 4 * K * N }));
+      });
+      const [input, output] = ['model.onnx', 'fused.onnx'].map((name) => path.join(folder(), name)) as [string, string];
+      fs.writeFileSync(input, original);
+      const data = names.map((_, i) => new Uint8Array(uniform(K * N, 0.5, 20 + i).buffer));
+      fs.writeFileSync(path.join(folder(), location), concat(data));
+      const { report, differences, data: written } = await fuseFile(input, output, { check: true, saveAsExternalData });
+      expect(report.fused).to.have.length(2);
+      expect(written?.bytes).to.equal(4 * 3 * K * N);
+      expect(differences?.[0]?.maxRel).to.be.below(2e-5);
+    });
+  } // prettier-ignore
 });
