@@ -135,9 +135,11 @@ function endsOf(
   const entry = skipWidening(index, input);
   if (index.typeOf(entry.source) === index.typeOf(tail.output)) return { entry, tail };
   const last = tail.nodes.at(-1);
-  const inner = last?.is('Cast')
-    ? { ...tail, output: last.inputs[0] ?? '', nodes: tail.nodes.slice(0, -1) }
-    : tail;
+  const to = last?.is('Cast') ? last.integer('to', 0) : 0;
+  const inner =
+    last && (to === DataType.float16 || to === DataType.bfloat16)
+      ? { ...tail, output: last.inputs[0] ?? '', nodes: tail.nodes.slice(0, -1) }
+      : tail;
   const wide = [input, inner.output].every((name) => index.typeOf(name) === DataType.float);
   return wide ? { entry: { source: input, cast: undefined }, tail: inner } : { entry, tail };
 }
