@@ -2,6 +2,9 @@
 import type { InferenceSession, Tensor } from 'onnxruntime-node';
 import { generate, openDimensions, type Sizes } from './generated_inputs.js';
 import { QkvGemmError } from './errors.js';
+import { readModelFile } from './files.js';
+import { inputRanges } from './input_ranges.js';
+import { Model } from './onnx/model.js';
 import { DataType } from './onnx/tensor.js';
 import { toFloat32 } from './rewrite/weights/convert.js';
 import { withQkvGemm } from './session/index.js';
@@ -18,7 +21,8 @@ export interface OutputDifference {
 const OPEN_SIZES = [3, 1];
 
 /**
- * Runs the original, without optimisations, and the rewritten model, with the library, on seeded random inputs.
+ * Runs the original, without optimisations, and the rewritten model, with the library, on seeded random inputs;
+ * integers that look rows of a constant table up are within it.
  *
  * @param sizes of dimensions that the model leaves open, by name.
  * @throws QkvGemmError `INVALID_MODEL` where the original does not run on such inputs; `UNSUPPORTED_MODEL` for inputs that
@@ -48,6 +52,7 @@ export async function compareModels(
       await session.release();
     }
   };
+  const ranges = inputRanges(new Model(readModelFile(original)));
   const reference = async (): Promise<Awaited<ReturnType<typeof run>>> => {
     let last: unknown;
     for (const size of OPEN_SIZES) {
@@ -55,7 +60,7 @@ export async function compareModels(
         return await run(original, { ...quiet, graphOptimizationLevel: 'disabled' }, (session) => {
           const open = openDimensions(session.inputMetadata);
           const all = Object.fromEntries(open.map((name) => [name, size]));
-          return generate(session.inputMetadata, { ...all, ...sizes }, ort.Tensor);
+          return generate(session.inputMetadata, { ...all, ...sizes }, ort.Tensor, ranges);
         });
       } catch (error) {
         if (error instanceof QkvGemmError) throw error;

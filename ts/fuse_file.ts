@@ -9,9 +9,10 @@ import { checkWritable, MAX_PROTOBUF, readModelFile } from './files.js';
 import { concat } from './onnx/wire.js';
 import { checkOptions } from './options.js';
 import type { FuseOptions } from './rewrite/options.js';
-import { fuseSteps, fuseModel, type FusedModel } from './rewrite/fuse.js';
+import { FUSE_OPTIONS, fuseSteps, fuseModel, type FusedModel } from './rewrite/fuse.js';
 import type { FuseReport } from './rewrite/report.js';
 import { inSteps, stageAndCommit, Staging, type Companion } from './staging.js';
+import { CountedData } from './data_file.js';
 import { moveTensors, WeightStore } from './weight_store.js';
 
 /** How far a rewrite is, in bytes of weights. */
@@ -60,6 +61,8 @@ export interface FusedFile {
   data?: { file: string; bytes: number };
   /** With `check`: each output's difference from the original's. */
   differences?: OutputDifference[];
+  /** Folders beside the output with former outputs that a process was replacing when it was killed. */
+  replaced?: string[];
 }
 
 /** `model.onnx` -> `model.fused.onnx`, in the same folder. */
@@ -78,22 +81,43 @@ export function fusePath(input: string, options: FuseOptions = {}): FusedModel {
   });
 }
 
-/** What a rewrite would do, as `fuseFile` decides it; new weights are thrown away one by one. */
-export function planFile(input: string, options: FuseOptions = {}): FuseReport {
+/** What `fuseFile` would do and write. */
+export interface PlannedFile {
+  report: FuseReport;
+  /** The data file that there would be beside the output. */
+  data?: { file: string; bytes: number };
+}
+
+/** What a rewrite would do, as `fuseFile` decides it; what it would write is counted and thrown away. */
+export function planFile(
+  input: string,
+  output: string,
+  options: FuseOptions & Pick<FuseFileOptions, 'saveAsExternalData' | 'externalDataFile'> = {},
+): PlannedFile {
+  const { saveAsExternalData, externalDataFile, ...rest } = options;
   const bytes = readModelFile(input);
   return naming(input, () => {
     const source = new FolderSource(path.dirname(input));
-    companionsOf(bytes, source);
-    const nowhere = {
-      append: (data: Uint8Array) => ({ location: 'data', offset: 0, length: data.length }),
-    };
-    const store = new WeightStore(nowhere, false, MAX_PROTOBUF - bytes.length);
-    const steps = fuseSteps(bytes, options, source, store);
-    for (;;) {
-      const step = steps.next();
-      if (step.done) return step.value.report;
+    const kept = companionsOf(bytes, source);
+    const data = new CountedData(dataLocation(output, externalDataFile, kept));
+    const everything = externalDataFile !== undefined;
+    const always = everything || saveAsExternalData === true;
+    const store = new WeightStore(data, always, MAX_PROTOBUF - bytes.length);
+    const { parts, report } = finished(fuseSteps(bytes, rest, source, store));
+    if (always && report.fused.length > 0) {
+      const moving = moveTensors(concat(parts), { data, source, moved: store.moved, everything });
+      report.bytesAfter = finished(moving).reduce((sum, part) => sum + part.length, 0);
     }
+    const file = path.join(path.dirname(output), data.location);
+    return { report, ...(data.size > 0 ? { data: { file, bytes: data.size } } : {}) };
   });
+}
+
+function finished<T>(steps: Generator<unknown, T>): T {
+  for (;;) {
+    const step = steps.next();
+    if (step.done) return step.value;
+  }
 }
 
 function named(input: string, error: unknown): unknown {
@@ -168,7 +192,7 @@ export async function fuseFileWithin(
   options: FuseFileOptions,
   largest: number,
 ): Promise<FusedFile> {
-  checkOptions('fuseFile', options, ['dtype', 'int8Block', 'fallback', 'targets', 'skip', ...FILE_OPTIONS]);
+  checkOptions('fuseFile', options, [...FUSE_OPTIONS, ...FILE_OPTIONS]);
   const {
     overwrite = false,
     verify = true,
@@ -253,6 +277,7 @@ export async function fuseFileWithin(
     return {
       report,
       ...(differences ? { differences } : {}),
+      ...(staging.kept.length > 0 ? { replaced: staging.kept } : {}),
       ...(data.used ? { data: { file: path.join(path.dirname(output), location), bytes: data.size } } : {}),
     };
   });

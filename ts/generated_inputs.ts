@@ -38,7 +38,8 @@ function half(number: number): number {
   return bits < 0x1000 ? 0x3000 + bits : 0xa000 + bits;
 }
 
-type Make = (length: number, dims: readonly number[], integer: number, numbers: () => number) => Tensor;
+/** @param integer gives the integers, each. */
+type Make = (length: number, dims: readonly number[], integer: () => number, numbers: () => number) => Tensor;
 
 function makersOf(TensorOf: typeof Tensor): Map<string, Make> {
   return new Map<string, Make>([
@@ -57,18 +58,29 @@ function makersOf(TensorOf: typeof Tensor): Map<string, Make> {
     ],
     [
       'int64',
-      (length, dims, integer) => new TensorOf('int64', new BigInt64Array(length).fill(BigInt(integer)), dims),
+      (length, dims, integer) =>
+        new TensorOf(
+          'int64',
+          BigInt64Array.from({ length }, () => BigInt(integer())),
+          dims,
+        ),
     ],
-    ['int32', (length, dims, integer) => new TensorOf('int32', new Int32Array(length).fill(integer), dims)],
-    ['bool', (length, dims, integer) => new TensorOf('bool', new Uint8Array(length).fill(integer), dims)],
+    ['int32', (length, dims, integer) => new TensorOf('int32', Int32Array.from({ length }, integer), dims)],
+    ['bool', (length, dims, integer) => new TensorOf('bool', Uint8Array.from({ length }, integer), dims)],
   ]);
 }
 
-/** A tensor for each input: random floats; zeros, which index any table; masks that mask nothing. */
+/**
+ * A tensor for each input: random floats; masks that mask nothing; integers that are random where a range is given, and
+ * else zeros, which index any table.
+ *
+ * @param ranges integers of an input are at least 0 and below this.
+ */
 export function generate(
   inputs: readonly InferenceSession.ValueMetadata[],
   sizes: Sizes,
   TensorOf: typeof Tensor,
+  ranges: ReadonlyMap<string, number> = new Map(),
 ): Record<string, Tensor> {
   const numbers = random();
   const makers = makersOf(TensorOf);
@@ -89,8 +101,12 @@ export function generate(
           'INVALID_ARGUMENT',
           `Input '${input.name}' would be ${dims.join(' x ')}; expected at most 2^30 elements. Give smaller sizes.`,
         );
-      const integer = input.name.includes('mask') ? 1 : 0;
-      return [input.name, make(length, dims, integer, () => numbers.next().value)];
+      const number = (): number => numbers.next().value;
+      const range = ranges.get(input.name);
+      const fixed = input.name.includes('mask') ? 1 : 0;
+      const integer = (): number =>
+        range === undefined || fixed === 1 ? fixed : Math.floor(((number() + 1) / 2) * range);
+      return [input.name, make(length, dims, integer, number)];
     }),
   );
 }

@@ -86,6 +86,10 @@ export async function main(args: readonly string[]): Promise<number> {
       'with --dtype int8: rows of a column that share a scale; default: all',
       (text) => parsed((count) => parseCount(count), text),
     )
+    .option(
+      '--activation-quant',
+      'nodes with int8 weights round their normalised rows to int8 as well; needs --dtype int8 or integer weights in the model',
+    )
     .option('--no-fallback', 'leave out the function body: the model then needs the library')
     .option('--no-verify', 'do not load the result in onnxruntime-node before it is written')
     .option('--save-as-external-data', 'weights leave the model file for OUT.data beside it')

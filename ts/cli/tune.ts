@@ -5,9 +5,10 @@ import Table from 'cli-table3';
 import type { InferenceSession, Tensor } from 'onnxruntime-node';
 import { QkvGemmError } from '../errors.js';
 import { readModelFile } from '../files.js';
-import { Graph } from '../onnx/graph.js';
 import { Model } from '../onnx/model.js';
+import { findConstant } from '../rewrite/constants.js';
 import { DOMAIN, OP } from '../rewrite/function_body.js';
+import { scopesOf } from '../rewrite/scopes.js';
 import { tuningFile } from '../session/addon.js';
 import { withQkvGemm } from '../session/index.js';
 import { EXIT } from './exit.js';
@@ -56,19 +57,19 @@ export function parseCount(text: string, most = 999_999_999): number {
   return count;
 }
 
-/** K and N of the QKVGemm nodes with constant weights, in the graph and its subgraphs. */
-function shapesOf(graph: Graph, shapes = new Map<string, Shape>()): { nodes: number; shapes: Shape[] } {
+/** K and N of the QKVGemm nodes with constant weights, in the graph, its subgraphs and the functions that it calls. */
+function shapesOf(model: Model): { nodes: number; shapes: Shape[] } {
+  const shapes = new Map<string, Shape>();
   let nodes = 0;
-  for (const node of graph.nodes) {
-    if (node.is(OP, DOMAIN)) {
+  for (const { index } of scopesOf(model)) {
+    for (const node of index.graph.nodes) {
+      if (!node.is(OP, DOMAIN)) continue;
       nodes++;
-      const dims = graph.initializers.get(node.inputs[1] ?? '')?.dims;
+      const dims = findConstant(index, node.inputs[1] ?? '')?.tensor.dims;
       const transposed = node.attributes.get('transposed')?.integer === 1;
       const [k, n] = (transposed ? dims?.toReversed() : dims) ?? [];
       if (k !== undefined && n !== undefined) shapes.set(`${k} ${n}`, { k, n });
     }
-    for (const { graphs } of node.attributes.values())
-      for (const bytes of graphs) nodes += shapesOf(new Graph(bytes), shapes).nodes;
   }
   return { nodes, shapes: [...shapes.values()] };
 }
@@ -197,7 +198,7 @@ function describeSizes(sizes: Sizes): string {
 }
 
 export async function tuneCommand(file: string, flags: TuneFlags): Promise<number> {
-  const { nodes, shapes } = shapesOf(new Model(readModelFile(file)).graph);
+  const { nodes, shapes } = shapesOf(new Model(readModelFile(file)));
   if (nodes === 0)
     throw new QkvGemmError(
       'UNSUPPORTED_MODEL',

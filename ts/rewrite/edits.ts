@@ -1,4 +1,7 @@
-/** The edits of one graph: what fused nodes replace goes, with all that nothing reads any more. */
+/**
+ * The edits of one graph: what fused nodes replace goes, with all that nothing reads any more, in it or in a graph that it
+ * holds.
+ */
 import { encodeAttribute, encodeNode, type Node } from '../onnx/node.js';
 import { DataType, encodeTensor } from '../onnx/tensor.js';
 import { MessageWriter, readFields, text } from '../onnx/wire.js';
@@ -7,30 +10,46 @@ import { encodeBuilt, type BuiltNode } from './fused_node.js';
 import type { GraphIndex } from './graph_index.js';
 import type { Names } from './names.js';
 import { countOps, type OpCounts } from './op_counts.js';
+import type { Scope } from './scopes.js';
 import { nodesOf, type Site } from './site.js';
 
 /** What passes a norm's output on, and goes where nobody reads what it makes. */
-const PASSING = new Set(['Identity', 'Dropout', 'DynamicQuantizeLinear']);
+const PASSING = new Set(['Identity', 'Dropout', 'DynamicQuantizeLinear', 'Cast']);
 
 export class GraphEdits {
   private readonly removed = new Set<Node>();
   private readonly added: { domain: string; opType: string }[] = [];
   /** Names that new nodes read. */
   private readonly newReads = new Set<string>();
-  /** Readers that now read something else: Shape nodes of a norm's output. */
-  private readonly redirected = new Set<Node>();
+  /** Readers that now read something else, Shape nodes of a norm's output: their new messages. */
+  private readonly redirected = new Map<Node, Uint8Array>();
+  private readonly index: GraphIndex;
+  /** Edits of the graphs that nodes of this one hold, in the order of `Node.bodies`. */
+  private readonly held = new Map<Node, GraphEdits[]>();
 
+  /** @param parent the edits of the graph around this one, which have to be there first. */
   constructor(
-    private readonly index: GraphIndex,
+    private readonly scope: Scope,
     private readonly names: Names,
-  ) {}
+    parent?: GraphEdits,
+  ) {
+    this.index = scope.index;
+    const { holder } = scope;
+    if (parent && holder) parent.held.set(holder, [...(parent.held.get(holder) ?? []), this]);
+  }
 
   /** Takes out what a site's node replaces; from now on its inputs are read. */
   replace(site: Site, node: BuiltNode): void {
     const { norm } = site;
     for (const input of [...node.inputs, ...(norm?.sum?.terms ?? [])]) this.newReads.add(input);
     for (const member of nodesOf(site)) this.drop(member);
-    if (norm) this.redirectShapes(norm.output, norm.input);
+    if (!norm) return;
+    const same = new Set([norm.output]);
+    for (const value of same) {
+      this.redirectShapes(value, norm.input);
+      for (const reader of this.index.readers(value))
+        if (reader.is('Identity')) same.add(reader.outputs[0] ?? '');
+    }
   }
 
   /** Does anything still read the norm's output? What only passes it on, to nobody, is taken out. */
@@ -40,7 +59,7 @@ export class GraphEdits {
     const values = [norm.output];
     for (const value of values) {
       for (const reader of this.index.readers(value)) {
-        if (this.removed.has(reader) || !PASSING.has(reader.opType)) continue;
+        if (this.removed.has(reader) || reader.domain !== '' || !PASSING.has(reader.opType)) continue;
         if (passing.has(reader)) continue;
         passing.add(reader);
         for (const output of reader.outputs) if (output !== '') values.push(output);
@@ -53,39 +72,74 @@ export class GraphEdits {
   }
 
   private drop(node: Node): void {
-    this.index.model.graph.removeNode(node);
+    this.index.graph.removeNode(node);
     this.removed.add(node);
   }
 
-  /** Is a value a graph output, or read by a node that stays or is new? */
+  /** Is a value a graph output, or read by a node that stays or is new, here or in a graph that such a node holds? */
   private isRead(name: string): boolean {
     return (
       this.newReads.has(name) ||
       this.index.isGraphOutput(name) ||
-      this.index.readers(name).some((reader) => !this.removed.has(reader) && !this.redirected.has(reader))
+      this.index
+        .readers(name)
+        .some(
+          (reader) =>
+            !this.removed.has(reader) &&
+            !this.redirected.has(reader) &&
+            (reader.inputs.includes(name) || this.isReadWithin(reader, name)),
+        ) ||
+      this.newReadsWithin(name)
     );
+  }
+
+  private isReadWithin(holder: Node, name: string): boolean {
+    return (this.held.get(holder) ?? []).some((inner) => !inner.index.defines(name) && inner.isRead(name));
+  }
+
+  /** New nodes of inner graphs may read what none read before. */
+  private newReadsWithin(name: string): boolean {
+    for (const [holder, edits] of this.held)
+      if (!this.removed.has(holder) && edits.some((inner) => inner.readsNewly(name))) return true;
+    return false;
+  }
+
+  private readsNewly(name: string): boolean {
+    return this.newReads.has(name) || this.newReadsWithin(name);
   }
 
   /** Puts a built node where the norm ended, or where the first projection stood. `normSlot`: the function has the output `norm`, used or not. */
   insert({ norm, projections }: Site, node: BuiltNode, normSlot: boolean, overload: string): void {
-    const { graph } = this.index.model;
+    const { graph } = this.index;
     const place = norm ? (this.index.producers.get(norm.output) ?? norm.node) : projections[0]?.nodes[0];
     if (!place) throw new TypeError('a site without nodes');
     const { emitNorm } = node.report;
-    for (const parts of node.initializers) graph.addInitializer(parts);
+    for (const { home, parts } of node.initializers) home.graph.addInitializer(parts);
     const after: Uint8Array[] = [];
-    const results = projections.flatMap((p) => {
-      if (p.pieces) return p.pieces.map((piece) => piece.output);
-      if (!p.flattened) return p.output;
-      // The product had its leading dimensions joined: the op keeps them, so they are joined here.
-      const value = this.names.unique(`${p.output}/${OP}`);
-      const shape = this.names.unique(`${node.name}.shape`);
-      const data = new BigInt64Array([-1n, BigInt(p.n)]);
-      graph.addInitializer(encodeTensor(shape, DataType.int64, [2], new Uint8Array(data.buffer)));
-      const name = this.names.unique(`${node.name}/Reshape`);
-      after.push(encodeNode({ opType: 'Reshape', name, inputs: [value, shape], outputs: [p.output] }));
-      this.added.push({ domain: '', opType: 'Reshape' });
+    /** A node behind the new one that makes `output`; returns the name of what it reads. */
+    const behind = (
+      opType: string,
+      output: string,
+      inputs: string[],
+      attributes: Uint8Array[] = [],
+    ): string => {
+      const value = this.names.unique(`${output}/${OP}`);
+      const name = this.names.unique(`${node.name}/${opType}`);
+      after.unshift(encodeNode({ opType, name, inputs: [value, ...inputs], outputs: [output], attributes }));
+      this.added.push({ domain: '', opType });
       return value;
+    };
+    const results = projections.flatMap(({ pieces, output, n, flattened, narrowed }) => {
+      const outputs = (pieces ?? [{ output }]).map((piece) => {
+        if (narrowed === undefined || piece.output === '') return piece.output;
+        return behind('Cast', piece.output, [], [encodeAttribute('to', { integer: narrowed })]);
+      });
+      if (pieces || !flattened) return outputs;
+      // The product had its leading dimensions joined: the op keeps them, so they are joined here.
+      const shape = this.names.unique(`${node.name}.shape`);
+      const data = new BigInt64Array([-1n, BigInt(n)]);
+      graph.addInitializer(encodeTensor(shape, DataType.int64, [2], new Uint8Array(data.buffer)));
+      return behind('Reshape', outputs[0] ?? '', [shape]);
     });
     const [first = '', ...further] = results;
     const y = first === '' ? this.names.unique(`${node.name}.y`) : first; // the op's first output always has a name
@@ -127,7 +181,7 @@ export class GraphEdits {
 
   /** A norm keeps its input's shape: who asks for the shape of its output can ask the input, and the output need not exist. */
   private redirectShapes(output: string, input: string): void {
-    const { graph } = this.index.model;
+    if (output === '') return;
     for (const reader of this.index.readers(output)) {
       if (!reader.is('Shape') || this.removed.has(reader) || this.redirected.has(reader)) continue;
       const writer = new MessageWriter();
@@ -135,22 +189,27 @@ export class GraphEdits {
         if (field.number === 1 && text(field) === output) writer.string(1, input);
         else writer.copy(field.span);
       }
-      graph.insertNode(reader, writer.finish());
-      graph.removeNode(reader);
-      this.redirected.add(reader);
+      this.redirected.set(reader, writer.finish());
       this.newReads.add(input);
     }
   }
 
-  /** Removes what only the replaced nodes needed: nodes without readers, their initialisers, value infos of vanished names. */
-  clean(): void {
-    const { graph } = this.index.model;
-    const queue = [...new Set([...this.removed].flatMap((node) => node.inputs))];
-    while (queue.length > 0) {
-      const name = queue.pop() ?? '';
+  /**
+   * Removes what only the replaced nodes needed: nodes without readers, their initialisers, value infos of vanished names. In
+   * inner graphs first: what they no longer read may go in this one.
+   *
+   * @returns names of outer values that nodes removed here read.
+   */
+  clean(): string[] {
+    const { graph } = this.index;
+    const queue = [...this.held.values()].flat().flatMap((inner) => inner.clean());
+    queue.push(...[...this.removed].flatMap((node) => node.inputs));
+    const freed = new Set<string>();
+    for (let name = queue.pop(); name !== undefined; name = queue.pop()) {
       if (name === '' || this.isRead(name)) continue;
+      if (!this.index.defines(name)) freed.add(name);
       const producer = this.index.producers.get(name);
-      if (producer && !this.removed.has(producer) && !this.redirected.has(producer)) {
+      if (producer && !this.removed.has(producer)) {
         if (producer.outputs.some((output) => output !== '' && this.isRead(output))) continue;
         this.drop(producer);
         for (const input of producer.inputs) queue.push(input);
@@ -162,9 +221,33 @@ export class GraphEdits {
     for (const node of this.removed) {
       for (const name of node.outputs) if (!this.isRead(name)) graph.removeValueInfo(name);
     }
+    return [...freed];
+  }
+
+  /** Puts the edits of inner graphs into the nodes that hold them, and imports the op where a function has opsets of its own. */
+  finish(): void {
+    const { graph } = this.index;
+    for (const [reader, message] of this.redirected) {
+      if (this.removed.has(reader)) continue;
+      graph.insertNode(reader, message);
+      graph.removeNode(reader);
+    }
+    for (const [holder, edits] of this.held) {
+      if (this.removed.has(holder)) continue;
+      for (const inner of edits) inner.finish();
+      if (!edits.some(({ index }) => index.graph.changed)) continue;
+      const graphs = edits.map(({ index }) => (index.graph.changed ? index.graph.encode() : undefined));
+      graph.insertNode(holder, holder.withGraphs(graphs));
+      graph.removeNode(holder);
+    }
+    if (this.scope.body && graph.changed) this.scope.body.addOpset(DOMAIN, 1);
   }
 
   countOps(before: OpCounts): OpCounts {
-    return countOps(this.added, countOps(this.removed, before, -1));
+    const constants = Array.from({ length: this.index.graph.addedConstants }, () => ({
+      domain: '',
+      opType: 'Constant',
+    }));
+    return countOps(constants, countOps(this.added, countOps(this.removed, before, -1)));
   }
 }
