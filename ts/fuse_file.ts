@@ -2,25 +2,21 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { checkLoads } from './check_loads.js';
-import { checkDifferences, compareModels, DEFAULT_MAX_ERROR, type OutputDifference } from './compare.js';
 import { QkvGemmError } from './errors.js';
 import { externalTensors, FolderSource } from './external_data.js';
 import { checkWritable, MAX_PROTOBUF, readModelFile } from './files.js';
 import { concat } from './onnx/wire.js';
 import { checkOptions } from './options.js';
+import type { Phase, Progress } from './progress.js';
 import type { FuseOptions } from './rewrite/options.js';
 import { fuseSteps, fuseModel, type FusedModel } from './rewrite/fuse.js';
 import type { FuseReport } from './rewrite/report.js';
 import { inSteps, stageAndCommit, Staging, type Companion } from './staging.js';
+import type { ValueDifference } from './verify/difference.js';
+import { checkRewritten, DEFAULT_MAX_ERROR, verifyModels } from './verify/verify.js';
 import { moveTensors, WeightStore } from './weight_store.js';
 
-/** How far a rewrite is, in bytes of weights. */
-export interface Progress {
-  /** `pack`: weights are put together; `move`: others leave the model or their files; `copy`: files come along; `check`. */
-  phase: 'pack' | 'move' | 'copy' | 'check';
-  done: number;
-  total: number;
-}
+export type { Progress } from './progress.js';
 
 export interface FuseFileOptions extends FuseOptions {
   /** Replace an existing output (default false). The input is never overwritten. */
@@ -59,7 +55,7 @@ export interface FusedFile {
   /** The data file that was written beside the output, and its size. */
   data?: { file: string; bytes: number };
   /** With `check`: each output's difference from the original's. */
-  differences?: OutputDifference[];
+  differences?: ValueDifference[];
 }
 
 /** `model.onnx` -> `model.fused.onnx`, in the same folder. */
@@ -202,7 +198,7 @@ export async function fuseFileWithin(
   return Staging.run(output, writing, async (staging) => {
     const data = staging.dataFile(location);
     const store = new WeightStore(data, always, largest - bytes.length);
-    const counting = (phase: Progress['phase'], total: number): ((bytes: number) => void) => {
+    const counting = (phase: Phase, total: number): ((bytes: number) => void) => {
       let done = 0;
       return (count) => onProgress?.({ phase, done: (done += count), total });
     };
@@ -235,11 +231,16 @@ export async function fuseFileWithin(
       await checkLoads(staged, input, { bytes: size, fallback: rest.fallback !== false });
       onProgress?.({ phase: 'check', done: size, total: size });
     };
-    let differences: OutputDifference[] | undefined;
+    let differences: ValueDifference[] | undefined;
     const compare = async (staged: string): Promise<void> => {
       if (verify) await check(staged);
-      differences = await compareModels(input, staged, dims);
-      checkDifferences(differences, maxError);
+      const { outputs, bounds } = await verifyModels(input, staged, {
+        maxError,
+        library: 'b',
+        ...(dims ? { dims } : {}),
+      });
+      differences = outputs;
+      checkRewritten({ outputs, bounds });
     };
     const copied = counting('copy', weights);
     await stageAndCommit(

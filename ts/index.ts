@@ -11,7 +11,8 @@ import type { FuseOptions } from './rewrite/options.js';
 import type { FuseReport } from './rewrite/report.js';
 
 export { QkvGemmError, type QkvGemmErrorCode } from './errors.js';
-export { fuseFile, type FusedFile, type FuseFileOptions, type Progress } from './fuse_file.js';
+export { fuseFile, type FusedFile, type FuseFileOptions } from './fuse_file.js';
+export type { Phase, Progress } from './progress.js';
 export type { FuseOptions, Target } from './rewrite/options.js';
 export type { FusedSite, FuseReport, Refusal, WeightType } from './rewrite/report.js';
 export {
@@ -21,6 +22,11 @@ export {
   type QkvGemmLibraryOptions,
   type TuneMode,
 } from './session/index.js';
+export type { Bounds, ElementPair, ValueDifference } from './verify/difference.js';
+export type { FeedOptions } from './verify/feeds.js';
+export type { InputFile } from './verify/input_files.js';
+export type { InsideReport } from './verify/inside.js';
+export { verifyModels, type VerifyOptions, type VerifyReport } from './verify/verify.js';
 
 export interface FuseResult {
   /** The rewritten model; the input's bytes where nothing was fused. */

@@ -1,10 +1,10 @@
 /** `qkvgemm fuse`: rewrites a file and says what was done. */
 import fs from 'node:fs';
 import Table from 'cli-table3';
-import type { OutputDifference } from '../compare.js';
 import { defaultOutput, fuseFile, planFile, type FusedFile } from '../fuse_file.js';
 import type { FuseOptions } from '../rewrite/options.js';
 import type { FuseReport } from '../rewrite/report.js';
+import { differenceTable } from './differences.js';
 import { EXIT } from './exit.js';
 import { ProgressBar } from './progress.js';
 import { size } from './size.js';
@@ -81,14 +81,6 @@ export async function fuseCommand(
       );
   }
   return report.fused.length > 0 ? EXIT.ok : EXIT.nothingFused;
-}
-
-function differenceTable(differences: readonly OutputDifference[]): string {
-  const head = ['output', 'largest difference', 'of the largest element'];
-  const table = new Table({ head, ...plain });
-  for (const { output, maxAbs, maxRel } of differences)
-    table.push([output, maxAbs.toExponential(2), maxRel.toExponential(2)]);
-  return table.toString();
 }
 
 /** Tables without colours, which a file or a pipe would keep. */

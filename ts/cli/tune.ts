@@ -12,7 +12,7 @@ import { tuningFile } from '../session/addon.js';
 import { withQkvGemm } from '../session/index.js';
 import { EXIT } from './exit.js';
 import { plain } from './fuse.js';
-import { generate, openDimensions, type Sizes } from '../generated_inputs.js';
+import { checkSizes, generate, openDimensions, type Sizes } from '../generated_inputs.js';
 
 export interface TuneFlags {
   provider: 'cpu' | 'cuda';
@@ -34,26 +34,6 @@ interface Entry {
 interface Shape {
   k: number;
   n: number;
-}
-
-/** `batch=1,sequence=128` of the command line. */
-export function parseDims(text: string): Sizes {
-  const sizes = new Map<string, number>();
-  for (const part of text.split(',')) {
-    const at = part.lastIndexOf('=');
-    const name = part.slice(0, Math.max(at, 0)).trim();
-    if (name === '') throw new Error(`expected NAME=SIZE, found '${part}'`);
-    if (sizes.has(name)) throw new Error(`'${name}' has two sizes; repeat the option for another run`);
-    sizes.set(name, parseCount(part.slice(at + 1)));
-  }
-  return Object.fromEntries(sizes);
-}
-
-/** A size or a number of threads of the command line. */
-export function parseCount(text: string, most = 999_999_999): number {
-  const count = /^ *\d+ *$/.test(text) ? Number(text) : 0;
-  if (count < 1 || count > most) throw new Error(`expected a number from 1 to ${most}, found '${text}'`);
-  return count;
 }
 
 /** K and N of the QKVGemm nodes with constant weights, in the graph and its subgraphs. */
@@ -130,12 +110,7 @@ function runsOf(flags: TuneFlags, inputs: readonly InferenceSession.ValueMetadat
   const given = flags.dims.length > 0 ? flags.dims : [{}];
   const names = openDimensions(inputs);
   return given.flatMap((sizes) => {
-    const unknown = Object.keys(sizes).find((name) => !names.includes(name));
-    if (unknown !== undefined)
-      throw new QkvGemmError(
-        'INVALID_ARGUMENT',
-        `--dims names '${unknown}', which is no dimension that the model leaves open; those are: ${names.join(', ') || 'none'}.`,
-      );
+    checkSizes(sizes, inputs);
     const open = names.filter((name) => !Object.hasOwn(sizes, name));
     if (flags.rows === undefined) {
       if (open.length === 0) return [sizes];
