@@ -59,7 +59,9 @@ describe('README.md', () => {
   });
 
   it('names every flag and exit code of the command, and no other', () => {
-    const stdout = ['fuse', 'tune', 'verify'].map((command) => qkvgemm([command, '--help']).stdout).join();
+    const stdout = ['fuse', 'tune', 'verify', 'inspect']
+      .map((command) => qkvgemm([command, '--help']).stdout)
+      .join();
     const flags = (text: string): Set<string> =>
       new Set([...text.matchAll(/(?<![\w-])--[a-z][a-z-]*/g)].map((match) => match[0]));
     const known = flags(stdout);

@@ -75,9 +75,13 @@ export function fusePath(input: string, options: FuseOptions = {}): FusedModel {
 }
 
 /** What a rewrite would do, as `fuseFile` decides it; new weights are thrown away one by one. */
-export function planFile(input: string, options: FuseOptions = {}): FuseReport {
+export async function planFile(
+  input: string,
+  options: FuseOptions = {},
+  onProgress: (progress: Progress) => void = () => undefined,
+): Promise<FuseReport> {
   const bytes = readModelFile(input);
-  return naming(input, () => {
+  try {
     const source = new FolderSource(path.dirname(input));
     companionsOf(bytes, source);
     const nowhere = {
@@ -85,11 +89,10 @@ export function planFile(input: string, options: FuseOptions = {}): FuseReport {
     };
     const store = new WeightStore(nowhere, false, MAX_PROTOBUF - bytes.length);
     const steps = fuseSteps(bytes, options, source, store);
-    for (;;) {
-      const step = steps.next();
-      if (step.done) return step.value.report;
-    }
-  });
+    return (await inSteps(steps, (step) => onProgress({ phase: 'pack', ...step }))).report;
+  } catch (error) {
+    throw named(input, error);
+  }
 }
 
 function named(input: string, error: unknown): unknown {

@@ -14,6 +14,11 @@ const MOST_ELEMENTS = 2 ** 30;
 const nameOf = (input: string, dim: number | string, axis: number): string =>
   typeof dim === 'string' && dim !== '' ? dim : `${input}:${axis}`;
 
+/** A size as it is, or the name under which a size is given. */
+export function dimensionName(input: string, dim: number | string, axis: number): number | string {
+  return isOpen(dim) ? nameOf(input, dim, axis) : dim;
+}
+
 const isOpen = (dim: number | string): boolean => typeof dim === 'string' || dim < 0;
 
 /** Names of the dimensions that the inputs leave open, each once. */

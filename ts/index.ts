@@ -12,6 +12,14 @@ import type { FuseReport } from './rewrite/report.js';
 
 export { QkvGemmError, type QkvGemmErrorCode } from './errors.js';
 export { fuseFile, type FusedFile, type FuseFileOptions } from './fuse_file.js';
+export {
+  inspectModel,
+  type Block,
+  type BlockCost,
+  type InspectOptions,
+  type ModelDescription,
+  type ValueDescription,
+} from './inspect/inspect.js';
 export type { Phase, Progress } from './progress.js';
 export type { FuseOptions, Target } from './rewrite/options.js';
 export type { FusedSite, FuseReport, Refusal, WeightType } from './rewrite/report.js';

@@ -45,7 +45,7 @@ export async function fuseCommand(
   let result: FusedFile;
   try {
     result = flags.dryRun
-      ? { report: planFile(input, options) }
+      ? { report: await planFile(input, options, flags.json ? undefined : progress.seen) }
       : await fuseFile(input, output, {
           ...options,
           overwrite: flags.overwrite ?? false,

@@ -7,6 +7,7 @@ import { EXIT } from './exit.js';
 import { fuseCommand, type FuseFlags } from './fuse.js';
 import { parseCount, parsed, parseDims, parseError, parseTargets, parseThreads, RUN_HELP } from './flags.js';
 import { infoCommand } from './info.js';
+import { addInspect } from './inspect.js';
 import { tuneCommand, type TuneFlags } from './tune.js';
 import { addVerify } from './verify.js';
 
@@ -24,6 +25,7 @@ Examples:
   qkvgemm fuse model.onnx all.onnx --targets qkv,mlp,linear
   qkvgemm fuse model.onnx --dry-run --explain      writes nothing, says why each norm was or was not fused
   qkvgemm tune model.fused.onnx --dims batch=1 --rows 1,16,128
+  qkvgemm inspect model.onnx --dims batch=1,sequence=128
   qkvgemm verify model.onnx model.fused.onnx --dims batch=2,sequence=16
   qkvgemm info --json
 `;
@@ -118,7 +120,9 @@ export async function main(args: readonly string[]): Promise<number> {
     .action(async (model: string, flags: TuneFlags) => {
       code = await tuneCommand(model, flags);
     });
-  addVerify(program, (result) => (code = result));
+  const done = (result: number): void => void (code = result);
+  addInspect(program, done);
+  addVerify(program, done);
   program
     .command('info')
     .description('libraries, CUDA devices, instruction set, ONNX Runtime versions and providers')

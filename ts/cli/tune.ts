@@ -5,7 +5,7 @@ import Table from 'cli-table3';
 import type { InferenceSession, Tensor } from 'onnxruntime-node';
 import { QkvGemmError } from '../errors.js';
 import { readModelFile } from '../files.js';
-import { Graph } from '../onnx/graph.js';
+import { qkvNodes } from '../inspect/qkv_nodes.js';
 import { Model } from '../onnx/model.js';
 import { DOMAIN, OP } from '../rewrite/function_body.js';
 import { tuningFile } from '../session/addon.js';
@@ -29,28 +29,6 @@ interface Entry {
   microseconds: number;
   heuristic: { plan: string; microseconds: number };
   measured: string;
-}
-
-interface Shape {
-  k: number;
-  n: number;
-}
-
-/** K and N of the QKVGemm nodes with constant weights, in the graph and its subgraphs. */
-function shapesOf(graph: Graph, shapes = new Map<string, Shape>()): { nodes: number; shapes: Shape[] } {
-  let nodes = 0;
-  for (const node of graph.nodes) {
-    if (node.is(OP, DOMAIN)) {
-      nodes++;
-      const dims = graph.initializers.get(node.inputs[1] ?? '')?.dims;
-      const transposed = node.attributes.get('transposed')?.integer === 1;
-      const [k, n] = (transposed ? dims?.toReversed() : dims) ?? [];
-      if (k !== undefined && n !== undefined) shapes.set(`${k} ${n}`, { k, n });
-    }
-    for (const { graphs } of node.attributes.values())
-      for (const bytes of graphs) nodes += shapesOf(new Graph(bytes), shapes).nodes;
-  }
-  return { nodes, shapes: [...shapes.values()] };
 }
 
 /** The file's entries by key; none where there is no file that the library would take. */
@@ -172,8 +150,8 @@ function describeSizes(sizes: Sizes): string {
 }
 
 export async function tuneCommand(file: string, flags: TuneFlags): Promise<number> {
-  const { nodes, shapes } = shapesOf(new Model(readModelFile(file)).graph);
-  if (nodes === 0)
+  const nodes = qkvNodes(new Model(readModelFile(file)).graph);
+  if (nodes.length === 0)
     throw new QkvGemmError(
       'UNSUPPORTED_MODEL',
       `'${file}' has no ${DOMAIN}.${OP} node, so that there is nothing to tune. Make them first: qkvgemm fuse ${file}`,
@@ -186,7 +164,7 @@ export async function tuneCommand(file: string, flags: TuneFlags): Promise<numbe
   const tuned = [...after.values()].flatMap((entry): Tuned[] => {
     const fields = fieldsOf(entry.key);
     const ours =
-      shapes.some(({ k, n }) => fields.K === String(k) && fields.N === String(n)) &&
+      nodes.some(({ weight: w }) => w && fields.K === String(w.k) && fields.N === String(w.n)) &&
       (fields.packing === 'panels') === (flags.provider === 'cpu');
     const known = JSON.stringify(before.get(entry.key)) === JSON.stringify(entry);
     return ours ? [{ ...entry, fields, timedNow: !known }] : [];

@@ -2,7 +2,7 @@
 import { QkvGemmError } from '../errors.js';
 import { Node } from './node.js';
 import { Tensor } from './tensor.js';
-import { integer, integers, MessageWriter, readFields, text, type Field } from './wire.js';
+import { integer, integers, MessageWriter, readFields, text, WIRE, type Field } from './wire.js';
 
 const FIELD = {
   node: 1,
@@ -18,6 +18,8 @@ export interface ValueInfo {
   name: string;
   type: number | undefined;
   dims: number[] | undefined;
+  /** The same with the names of symbolic dimensions; '' where there is neither. */
+  shape: (number | string)[] | undefined;
 }
 
 interface Entry<T> {
@@ -165,7 +167,7 @@ export class Graph {
   }
 }
 
-/** ValueInfoProto: name 1, type 2 { tensor_type 1 { elem_type 1, shape 2 { dim 1 { dim_value 1 } } } }. */
+/** ValueInfoProto: name 1, type 2 { tensor_type 1 { elem_type 1, shape 2 { dim 1 { dim_value 1, dim_param 2 } } } }. */
 function readValueInfo(message: Uint8Array): ValueInfo {
   const where = 'a value info';
   const fields = readFields(message, where);
@@ -178,8 +180,17 @@ function readValueInfo(message: Uint8Array): ValueInfo {
   const tensor = type && child(type, 1);
   const elem = tensor?.find((f) => f.number === 1);
   const shape = tensor && child(tensor, 2);
-  const dims = shape
+  const sizes = shape
     ?.filter((f) => f.number === 1)
-    .map((dim) => integers(readFields(dim.value, where), 1)[0] ?? -1);
-  return { name: nameField ? text(nameField) : '', type: elem && integer(elem), dims };
+    .map((dim) => {
+      const parts = readFields(dim.value, where);
+      const symbol = parts.find((f) => f.number === 2 && f.wire === WIRE.bytes);
+      return integers(parts, 1)[0] ?? (symbol ? text(symbol) : '');
+    });
+  return {
+    name: nameField ? text(nameField) : '',
+    type: elem && integer(elem),
+    dims: sizes?.map((size) => (typeof size === 'number' ? size : -1)),
+    shape: sizes,
+  };
 }

@@ -59,7 +59,7 @@ type Elements = ArrayLike<number> | ArrayLike<bigint> | ArrayLike<string>;
 
 /** Elements of a tensor; float16 as float32. */
 export function elementsOf({ data, type }: Tensor): Elements {
-  if (type !== 'float16') return data as Elements;
+  if (type !== 'float16') return data;
   const bits = data as Uint16Array;
   return toFloat32(new Uint8Array(bits.buffer, bits.byteOffset, bits.byteLength), DataType.float16);
 }

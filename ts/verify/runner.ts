@@ -84,7 +84,7 @@ export class Runner {
       wanted.map(([, name]) => name),
     );
     return Object.fromEntries(
-      wanted.flatMap(([name, fetched]) => (results[fetched] ? [[name, results[fetched] as Tensor]] : [])),
+      wanted.flatMap(([name, fetched]) => (results[fetched] ? [[name, results[fetched]]] : [])),
     );
   }
 
