@@ -22,7 +22,7 @@ describe('qkvgemm', () => {
   it('--help lists the commands, the exit codes and examples', () => {
     const { code, stdout } = qkvgemm(['--help']);
     expect(code).to.equal(0);
-    for (const text of ['fuse', 'tune', 'inspect', 'verify', 'info', 'Exit codes:', 'Examples:'])
+    for (const text of ['fuse', 'tune', 'inspect', 'verify', 'bench', 'info', 'Exit codes:', 'Examples:'])
       expect(stdout).to.contain(text);
     const fuse = qkvgemm(['fuse', '--help']);
     expect(fuse.code).to.equal(0);

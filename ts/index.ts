@@ -10,6 +10,10 @@ import { fuseModel } from './rewrite/fuse.js';
 import type { FuseOptions } from './rewrite/options.js';
 import type { FuseReport } from './rewrite/report.js';
 
+export { benchModels, type BenchOptions, type BenchReport, type ModelTiming } from './bench/bench.js';
+export type { PeakMemory } from './bench/memory.js';
+export type { OpShare } from './bench/profile.js';
+export type { Ratio } from './bench/timing.js';
 export { QkvGemmError, type QkvGemmErrorCode } from './errors.js';
 export { fuseFile, type FusedFile, type FuseFileOptions } from './fuse_file.js';
 export {

@@ -3,6 +3,7 @@
 import { Command, CommanderError, Option } from 'commander';
 import { createRequire } from 'node:module';
 import { QkvGemmError } from '../errors.js';
+import { addBench } from './bench.js';
 import { EXIT } from './exit.js';
 import { fuseCommand, type FuseFlags } from './fuse.js';
 import { parseCount, parsed, parseDims, parseError, parseTargets, parseThreads, RUN_HELP } from './flags.js';
@@ -27,6 +28,7 @@ Examples:
   qkvgemm tune model.fused.onnx --dims batch=1 --rows 1,16,128
   qkvgemm inspect model.onnx --dims batch=1,sequence=128
   qkvgemm verify model.onnx model.fused.onnx --dims batch=2,sequence=16
+  qkvgemm bench model.onnx --fused --dims batch=1,sequence=128 --seconds 1
   qkvgemm info --json
 `;
 
@@ -123,6 +125,7 @@ export async function main(args: readonly string[]): Promise<number> {
   const done = (result: number): void => void (code = result);
   addInspect(program, done);
   addVerify(program, done);
+  addBench(program, done);
   program
     .command('info')
     .description('libraries, CUDA devices, instruction set, ONNX Runtime versions and providers')

@@ -1,16 +1,14 @@
 /** Two models on the same inputs: how far their outputs, and the values inside, lie apart. */
-import type { Tensor } from 'onnxruntime-node';
 import { QkvGemmError } from '../errors.js';
-import { reason } from '../files.js';
 import { checkOptions } from '../options.js';
 import type { Progress } from '../progress.js';
 import type { FuseOptions } from '../rewrite/options.js';
 import { OpenModel } from './boundary.js';
 import { compareTensors, type Bounds, type ValueDifference } from './difference.js';
-import { planFeeds, type FeedOptions, type Feeds } from './feeds.js';
-import { converted } from './input_files.js';
+import type { FeedOptions } from './feeds.js';
 import { compareInside, type InsideReport } from './inside.js';
-import { Runner, type RunnerOptions } from './runner.js';
+import { firstRun, openOther, openReference, released, runOther } from './pair.js';
+import type { RunnerOptions } from './runner.js';
 
 /** What is allowed by default, of the largest element: what rounding the weights costs, with room for some layers. */
 export const DEFAULT_MAX_ERROR: Record<NonNullable<FuseOptions['dtype']>, number> = {
@@ -71,8 +69,12 @@ export async function verifyModels(a: string, b: string, options: VerifyOptions 
   const optionsOfA = { ...shared, optimize: false, library: library === 'both' || library === 'a' };
   const optionsOfB = { ...shared, library: library === 'both' || library === 'b' };
   const [modelA, modelB] = [new OpenModel(a), new OpenModel(b)];
-  const first = await runReference(modelA, optionsOfA, options);
-  const second = await runOther(modelB, optionsOfB, first.feeds, a);
+  const first = await released(openReference(modelA, optionsOfA), (runner) =>
+    firstRun(runner, modelA, options),
+  );
+  const second = await released(openOther(modelB, optionsOfB, a), (runner) =>
+    runOther(runner, modelB.file, first.feeds, a),
+  );
   const outputs = first.names.map((name) =>
     compareTensors(name, first.results[name], second.results[name], bounds),
   );
@@ -109,82 +111,6 @@ function boundsOf({ maxError, atol, rtol }: Bounds): Bounds {
       throw new QkvGemmError('INVALID_ARGUMENT', `verify: ${name} is ${value}, expected a number >= 0.`);
   if (atol === undefined && rtol === undefined) return { maxError: maxError ?? DEFAULT_MAX_ERROR.keep };
   return { ...(maxError === undefined ? {} : { maxError }), atol: atol ?? 0, rtol: rtol ?? 0 };
-}
-
-interface Outcome {
-  feeds: Feeds;
-  results: Record<string, Tensor>;
-  names: string[];
-}
-
-/** A session of A; what ONNX Runtime says against it is the model's fault. */
-async function open(model: OpenModel, options: RunnerOptions): Promise<Runner> {
-  try {
-    return await Runner.create(model.boundary(), options);
-  } catch (error) {
-    if (error instanceof QkvGemmError) throw error;
-    throw new QkvGemmError('INVALID_MODEL', `ONNX Runtime does not load '${model.file}': ${reason(error)}`, {
-      cause: error,
-    });
-  }
-}
-
-/** Runs A on the first inputs that it takes. */
-async function runReference(
-  model: OpenModel,
-  options: RunnerOptions,
-  from: FeedOptions,
-): Promise<Outcome & { given: string[] }> {
-  const ort = await import('onnxruntime-node');
-  const runner = await open(model, options);
-  try {
-    const { given, sets } = planFeeds(runner.inputs, model.index.model.graph, from, ort.Tensor);
-    let last: unknown;
-    for (const feeds of sets) {
-      try {
-        return { feeds, results: await runner.run(feeds), names: runner.outputs, given };
-      } catch (error) {
-        last = error;
-      }
-    }
-    throw new QkvGemmError(
-      'INVALID_MODEL',
-      `'${model.file}' does not run on ${given.length > 0 ? 'these' : 'generated'} inputs: ${reason(last)}. Give the sizes that it needs with --dims, or its inputs as files (qkvgemm verify --input).`,
-      { cause: last },
-    );
-  } finally {
-    await runner.release();
-  }
-}
-
-/** Runs B on the inputs that A took. */
-async function runOther(model: OpenModel, options: RunnerOptions, feeds: Feeds, a: string): Promise<Outcome> {
-  const ort = await import('onnxruntime-node');
-  let runner: Runner | undefined;
-  try {
-    runner = await Runner.create(model.boundary(), options);
-    const own: Feeds = {};
-    for (const input of runner.inputs) {
-      const tensor = feeds[input.name];
-      const fitting = tensor && input.isTensor ? converted(tensor, input.type, ort.Tensor) : undefined;
-      if (!fitting)
-        throw new QkvGemmError(
-          'INVALID_ARGUMENT',
-          `'${model.file}' has an input '${input.name}' (${input.isTensor ? input.type : 'no tensor'}), which '${a}' ${tensor ? `has as ${tensor.type}` : 'has not'}: they cannot be run on the same inputs.`,
-        );
-      own[input.name] = fitting;
-    }
-    return { feeds: own, results: await runner.run(own), names: runner.outputs };
-  } catch (error) {
-    if (error instanceof QkvGemmError) throw error;
-    throw new QkvGemmError(
-      'CHECK_FAILED',
-      `'${a}' runs on these inputs, '${model.file}' does not: ${reason(error)}.`,
-      { cause: error },
-    );
-  } finally {
-    await runner?.release();
-  }
 }
 
 /** `'y' by 1.2e-2 (3.4e-3 of its largest element), first at [0, 3]: 1.5 and 1.512`, for messages. */

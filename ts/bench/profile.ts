@@ -1,0 +1,87 @@
+/** Which node ran where and for how long, as ONNX Runtime's profiler saw it. */
+import fs from 'node:fs';
+import os from 'node:os';
+import path from 'node:path';
+import type { InferenceSession } from 'onnxruntime-node';
+import { QkvGemmError } from '../errors.js';
+import { median } from './timing.js';
+
+/** The run of one node. */
+export interface NodeRun {
+  /** Run of the model, from 0. */
+  run: number;
+  op: string;
+  provider: string;
+  microseconds: number;
+}
+
+interface Event {
+  cat?: string;
+  name?: string;
+  ts?: number;
+  dur?: number;
+  args?: { op_name?: string; provider?: string };
+}
+
+/** The node runs of a session that `use` makes with these further options, runs and ends (`endProfiling`). */
+export async function profiled(
+  use: (options: InferenceSession.SessionOptions) => Promise<void>,
+): Promise<NodeRun[]> {
+  const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'qkvgemm-profile-'));
+  try {
+    await use({ enableProfiling: true, profileFilePrefix: path.join(folder, 'profile') });
+    const [file] = fs.readdirSync(folder);
+    if (file === undefined)
+      throw new QkvGemmError('RUNTIME_UNSUPPORTED', `ONNX Runtime wrote no profile into '${folder}'.`);
+    const events = JSON.parse(fs.readFileSync(path.join(folder, file), 'utf8')) as Event[];
+    const starts = events
+      .filter(({ cat, name }) => cat === 'Session' && name === 'model_run')
+      .map(({ ts = 0 }) => ts)
+      .sort((a, b) => a - b);
+    return events
+      .filter(({ cat, name }) => cat === 'Node' && name?.endsWith('_kernel_time'))
+      .map(({ args, ts = 0, dur = 0 }) => ({
+        run: starts.findLastIndex((start) => start <= ts),
+        op: args?.op_name ?? '?',
+        provider: args?.provider ?? '?',
+        microseconds: dur,
+      }));
+  } finally {
+    fs.rmSync(folder, { recursive: true, force: true });
+  }
+}
+
+/** What the nodes of one operator took in a run of the model. */
+export interface OpShare {
+  op: string;
+  nodes: number;
+  /** Median of the runs: one that was interrupted does not count. */
+  microseconds: number;
+  /** Of the sum of all operators. */
+  share: number;
+  providers: string[];
+}
+
+export function opShares(nodes: readonly NodeRun[]): OpShare[] {
+  const runs = new Map([...new Set(nodes.map(({ run }) => run))].map((run, i) => [run, i]));
+  const ops = new Map<string, { count: number; times: number[]; providers: Set<string> }>();
+  for (const { run, op, provider, microseconds } of nodes) {
+    const at = runs.get(run) ?? 0;
+    const times = new Array<number>(runs.size).fill(0);
+    const entry = ops.get(op) ?? { count: 0, times, providers: new Set<string>() };
+    ops.set(op, entry);
+    entry.count++;
+    entry.times[at] = (entry.times[at] ?? 0) + microseconds;
+    entry.providers.add(provider);
+  }
+  const shares = [...ops].map(([op, { count, times, providers }]) => ({
+    op,
+    nodes: count / runs.size,
+    microseconds: median(times),
+    providers: [...providers],
+  }));
+  const total = shares.reduce((sum, { microseconds }) => sum + microseconds, 0);
+  return shares
+    .map((own) => ({ ...own, share: total > 0 ? own.microseconds / total : 0 }))
+    .sort((a, b) => b.microseconds - a.microseconds);
+}
