@@ -59,7 +59,7 @@ describe('README.md', () => {
   });
 
   it('names every flag and exit code of the command, and no other', () => {
-    const stdout = ['fuse', 'tune', 'verify', 'inspect', 'bench']
+    const stdout = ['fuse', 'tune', 'verify', 'inspect', 'bench', 'doctor']
       .map((command) => qkvgemm([command, '--help']).stdout)
       .join();
     const flags = (text: string): Set<string> =>

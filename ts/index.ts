@@ -14,6 +14,7 @@ export { benchModels, type BenchOptions, type BenchReport, type ModelTiming } fr
 export type { PeakMemory } from './bench/memory.js';
 export type { OpShare } from './bench/profile.js';
 export type { Ratio } from './bench/timing.js';
+export { diagnose, type Check, type Diagnosis } from './doctor/doctor.js';
 export { QkvGemmError, type QkvGemmErrorCode } from './errors.js';
 export { fuseFile, type FusedFile, type FuseFileOptions } from './fuse_file.js';
 export {

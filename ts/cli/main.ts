@@ -4,10 +4,10 @@ import { Command, CommanderError, Option } from 'commander';
 import { createRequire } from 'node:module';
 import { QkvGemmError } from '../errors.js';
 import { addBench } from './bench.js';
+import { addDoctor } from './doctor.js';
 import { EXIT } from './exit.js';
 import { fuseCommand, type FuseFlags } from './fuse.js';
 import { parseCount, parsed, parseDims, parseError, parseTargets, parseThreads, RUN_HELP } from './flags.js';
-import { infoCommand } from './info.js';
 import { addInspect } from './inspect.js';
 import { tuneCommand, type TuneFlags } from './tune.js';
 import { addVerify } from './verify.js';
@@ -29,7 +29,7 @@ Examples:
   qkvgemm inspect model.onnx --dims batch=1,sequence=128
   qkvgemm verify model.onnx model.fused.onnx --dims batch=2,sequence=16
   qkvgemm bench model.onnx --fused --dims batch=1,sequence=128 --seconds 1
-  qkvgemm info --json
+  qkvgemm doctor
 `;
 
 const { version } = createRequire(import.meta.url)('../../package.json') as { version: string };
@@ -126,13 +126,7 @@ export async function main(args: readonly string[]): Promise<number> {
   addInspect(program, done);
   addVerify(program, done);
   addBench(program, done);
-  program
-    .command('info')
-    .description('libraries, CUDA devices, instruction set, ONNX Runtime versions and providers')
-    .option('--json', 'print one JSON object instead of text')
-    .action(async (flags: { json?: boolean }) => {
-      code = await infoCommand(flags);
-    });
+  addDoctor(program, done);
   try {
     await program.parseAsync(args, { from: 'user' });
     return code;
