@@ -5,7 +5,7 @@ import { attentionModel } from '../models/attention.js';
 import { LLAMA_SMALL, writeLlamaStack } from '../models/llama_stack.js';
 import { benchModels, type BenchReport } from '../ts/bench/bench.js';
 import { peakOf } from '../ts/bench/memory.js';
-import { opShares } from '../ts/bench/profile.js';
+import { eventsOf, opShares } from '../ts/bench/profile.js';
 import { median, ratioOf, turns } from '../ts/bench/timing.js';
 import { writeAttentionModel } from './support/attention.js';
 import { qkvgemm, testFolder } from './support/command.js';
@@ -68,6 +68,16 @@ describe('bench: statistics', () => {
     expect(opShares([...run(1, 20), ...run(2, 20), ...run(3, 9000)])).to.deep.equal([
       { op: 'MatMul', nodes: 2, microseconds: 30, providers: ['P'], share: 0.75 },
       { op: 'Add', nodes: 1, microseconds: 10, providers: ['Q'], share: 0.25 },
+    ]);
+  });
+
+  it('reads profiles in which names of nodes are not escaped', () => {
+    const head = (cat: string, dur: number, name: string): string =>
+      `{"cat" : "${cat}","pid" :1,"tid" :2,"dur" :${dur},"ts" :7,"ph" : "X","name" :"${name}","args" : {`;
+    const profile = `[\n${head('Node', 5, 'a"b\nc","args" : {_kernel_time')}"provider" : "P","op_name" : "Neg"}},\n${head('Session', 9, 'model_run')}}}\n]`;
+    expect(eventsOf(profile).map(({ cat, dur, name }) => [cat, dur, name])).to.deep.equal([
+      ['Node', 5, 'a"b\nc","args" : {_kernel_time'],
+      ['Session', 9, 'model_run'],
     ]);
   });
 

@@ -26,6 +26,9 @@ export {
   type ValueDescription,
 } from './inspect/inspect.js';
 export type { Phase, Progress } from './progress.js';
+export { benchHtml } from './report/bench_report.js';
+export { fuseHtml, type FuseHtmlInput } from './report/fuse_report.js';
+export { verifyHtml } from './report/verify_report.js';
 export type { FuseOptions, Target } from './rewrite/options.js';
 export type { FusedSite, FuseReport, Refusal, WeightType } from './rewrite/report.js';
 export {

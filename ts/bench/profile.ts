@@ -16,12 +16,28 @@ export interface NodeRun {
 }
 
 interface Event {
-  cat?: string;
-  name?: string;
-  ts?: number;
-  dur?: number;
-  args?: { op_name?: string; provider?: string };
+  cat: string;
+  ts: number;
+  dur: number;
+  name: string;
+  args: string;
 }
+
+/** ONNX Runtime writes names of nodes into its JSON as they are, quotes and line feeds included, so that no parser takes it. */
+const EVENT = /\{"cat" : "(\w+)","pid" :\d+,"tid" :\d+,"dur" :(\d+),"ts" :(\d+),"ph" : "X","name" :"/g;
+
+export function eventsOf(profile: string): Event[] {
+  const heads = [...profile.matchAll(EVENT)];
+  return heads.map((head, i) => {
+    const rest = profile.slice(head.index + head[0].length, heads[i + 1]?.index);
+    const end = rest.lastIndexOf('","args" : {');
+    const [, cat = '', dur, ts] = head;
+    return { cat, dur: Number(dur), ts: Number(ts), name: rest.slice(0, end), args: rest.slice(end) };
+  });
+}
+
+const argument = (args: string, name: string): string =>
+  new RegExp(`"${name}" : "([^"]*)"`).exec(args)?.[1] ?? '?';
 
 /** The node runs of a session that `use` makes with these further options, runs and ends (`endProfiling`). */
 export async function profiled(
@@ -33,17 +49,17 @@ export async function profiled(
     const [file] = fs.readdirSync(folder);
     if (file === undefined)
       throw new QkvGemmError('RUNTIME_UNSUPPORTED', `ONNX Runtime wrote no profile into '${folder}'.`);
-    const events = JSON.parse(fs.readFileSync(path.join(folder, file), 'utf8')) as Event[];
+    const events = eventsOf(fs.readFileSync(path.join(folder, file), 'utf8'));
     const starts = events
       .filter(({ cat, name }) => cat === 'Session' && name === 'model_run')
-      .map(({ ts = 0 }) => ts)
+      .map(({ ts }) => ts)
       .sort((a, b) => a - b);
     return events
-      .filter(({ cat, name }) => cat === 'Node' && name?.endsWith('_kernel_time'))
-      .map(({ args, ts = 0, dur = 0 }) => ({
+      .filter(({ cat, name }) => cat === 'Node' && name.endsWith('_kernel_time'))
+      .map(({ args, ts, dur }) => ({
         run: starts.findLastIndex((start) => start <= ts),
-        op: args?.op_name ?? '?',
-        provider: args?.provider ?? '?',
+        op: argument(args, 'op_name'),
+        provider: argument(args, 'provider'),
         microseconds: dur,
       }));
   } finally {

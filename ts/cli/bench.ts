@@ -3,11 +3,14 @@ import Table from 'cli-table3';
 import { Option, type Command } from 'commander';
 import { benchModels, type BenchReport, type ModelTiming } from '../bench/bench.js';
 import { duration } from '../bench/timing.js';
+import { benchHtml } from '../report/bench_report.js';
+import { checkReport, writeReport } from '../report/page.js';
 import type { FuseOptions, Target } from '../rewrite/options.js';
 import { describeBounds } from '../verify/verify.js';
 import { EXIT } from './exit.js';
 import {
   addBoundFlags,
+  addReportFlag,
   addRunFlags,
   boundOptions,
   parseCount,
@@ -31,6 +34,7 @@ interface BenchFlags extends RunFlags, BoundFlags {
   memory: boolean;
   seconds?: number;
   tokens?: number;
+  report?: string;
   json?: boolean;
 }
 
@@ -59,7 +63,7 @@ export function addBench(program: Command, done: Done): void {
       (text) => parsed(parseTargets, text),
       ['qkv'] as Target[],
     );
-  addBoundFlags(addRunFlags(command), '5e-3; with --fused as for fuse --check')
+  addReportFlag(addBoundFlags(addRunFlags(command), '5e-3; with --fused as for fuse --check'))
     .option('--seconds <number>', 'of timing, for both models together; default: 5', (text) =>
       parsed(parseSeconds, text),
     )
@@ -77,6 +81,8 @@ export function addBench(program: Command, done: Done): void {
 }
 
 async function benchCommand(model: string, flags: BenchFlags): Promise<number> {
+  if (flags.report !== undefined)
+    checkReport(flags.report, [model, ...(flags.against === undefined ? [] : [flags.against])]);
   const progress = new ProgressBar(process.stderr);
   const { against, fused, dtype, targets, verify, memory, seconds, tokens, json } = flags;
   let report: BenchReport;
@@ -94,6 +100,7 @@ async function benchCommand(model: string, flags: BenchFlags): Promise<number> {
   } finally {
     progress.stop();
   }
+  if (flags.report !== undefined) await writeReport(flags.report, benchHtml(report));
   console.log(json ? JSON.stringify(report, undefined, 2) : describe(report));
   return EXIT.ok;
 }

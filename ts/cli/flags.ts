@@ -139,3 +139,10 @@ export function boundOptions({ maxError, atol, rtol }: BoundFlags): BoundFlags {
     ...(rtol === undefined ? {} : { rtol }),
   };
 }
+
+export const REPORT_HELP = 'write a self-contained HTML report there; replaces a former report only';
+
+/** Adds `--report`. */
+export function addReportFlag(command: Command): Command {
+  return command.option('--report <file>', REPORT_HELP);
+}

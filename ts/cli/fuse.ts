@@ -2,6 +2,8 @@
 import fs from 'node:fs';
 import Table from 'cli-table3';
 import { defaultOutput, fuseFile, planFile, type FusedFile } from '../fuse_file.js';
+import { fuseHtml } from '../report/fuse_report.js';
+import { checkReport, writeReport } from '../report/page.js';
 import type { FuseOptions } from '../rewrite/options.js';
 import type { FuseReport } from '../rewrite/report.js';
 import { differenceTable } from './differences.js';
@@ -25,6 +27,7 @@ export interface FuseFlags {
   maxError?: number;
   dims?: Record<string, number>;
   skip?: string[];
+  report?: string;
   json?: boolean;
 }
 
@@ -41,6 +44,7 @@ export async function fuseCommand(
     skip: flags.skip ?? [],
     ...(flags.int8Block === undefined ? {} : { int8Block: flags.int8Block }),
   };
+  if (flags.report !== undefined) checkReport(flags.report, [input, output]);
   const progress = new ProgressBar(process.stderr);
   let result: FusedFile;
   try {
@@ -62,6 +66,11 @@ export async function fuseCommand(
   }
   const { report, data, differences } = result;
   const written = !flags.dryRun && report.fused.length > 0;
+  if (flags.report !== undefined) {
+    const files = { input, ...(written ? { output } : {}) };
+    const text = fuseHtml({ ...files, report, ...(differences ? { differences } : {}) });
+    await writeReport(flags.report, text);
+  }
   if (flags.json) {
     const files = {
       input,

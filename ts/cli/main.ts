@@ -7,7 +7,16 @@ import { addBench } from './bench.js';
 import { addDoctor } from './doctor.js';
 import { EXIT } from './exit.js';
 import { fuseCommand, type FuseFlags } from './fuse.js';
-import { parseCount, parsed, parseDims, parseError, parseTargets, parseThreads, RUN_HELP } from './flags.js';
+import {
+  parseCount,
+  parsed,
+  parseDims,
+  parseError,
+  parseTargets,
+  parseThreads,
+  REPORT_HELP,
+  RUN_HELP,
+} from './flags.js';
 import { addInspect } from './inspect.js';
 import { tuneCommand, type TuneFlags } from './tune.js';
 import { addVerify } from './verify.js';
@@ -88,6 +97,7 @@ export async function main(args: readonly string[]): Promise<number> {
     .option('--dry-run', 'write nothing')
     .option('--explain', 'say of each norm what became of it, and why')
     .option('--overwrite', 'replace an existing output')
+    .option('--report <file>', REPORT_HELP)
     .option('--json', 'print one JSON object instead of text')
     .action(async (input: string, output: string | undefined, flags: FuseFlags, command: Command) => {
       if (output !== undefined && flags.output !== undefined && output !== flags.output)

@@ -1,10 +1,13 @@
 /** `qkvgemm verify`: two models on the same inputs. */
 import { Option, type Command } from 'commander';
+import { checkReport, writeReport } from '../report/page.js';
+import { verifyHtml } from '../report/verify_report.js';
 import { describeBounds, describeDifference, verifyModels, type VerifyReport } from '../verify/verify.js';
 import { differenceTable } from './differences.js';
 import { EXIT } from './exit.js';
 import {
   addBoundFlags,
+  addReportFlag,
   addRunFlags,
   boundOptions,
   runOptions,
@@ -17,6 +20,7 @@ import { ProgressBar } from './progress.js';
 interface VerifyFlags extends RunFlags, BoundFlags {
   intermediates?: boolean;
   library: 'both' | 'a' | 'b' | 'none';
+  report?: string;
   json?: boolean;
 }
 
@@ -26,7 +30,7 @@ export function addVerify(program: Command, done: Done): void {
     .description('run two models on the same inputs and compare their outputs; exit code 4 where they differ')
     .argument('<a>', 'the reference: run without graph optimisations')
     .argument('<b>', 'run as sessions run it by default');
-  addBoundFlags(addRunFlags(command))
+  addReportFlag(addBoundFlags(addRunFlags(command)))
     .option('--intermediates', 'compare the values inside as well that both graphs have under one name')
     .addOption(
       new Option('--library <models>', "which of them are loaded with this package's library")
@@ -38,6 +42,7 @@ export function addVerify(program: Command, done: Done): void {
 }
 
 async function verifyCommand(a: string, b: string, flags: VerifyFlags): Promise<number> {
+  if (flags.report !== undefined) checkReport(flags.report, [a, b]);
   const progress = new ProgressBar(process.stderr);
   let report: VerifyReport;
   try {
@@ -51,6 +56,7 @@ async function verifyCommand(a: string, b: string, flags: VerifyFlags): Promise<
   } finally {
     progress.stop();
   }
+  if (flags.report !== undefined) await writeReport(flags.report, verifyHtml(report));
   console.log(flags.json ? JSON.stringify(report, undefined, 2) : describe(report));
   return report.equal ? EXIT.ok : EXIT.different;
 }
