@@ -8,24 +8,13 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { DataFile, writeAll } from './data_file.js';
 import { QkvGemmError } from './errors.js';
+import { keepAtSignals, removeAtSignals } from './temporary.js';
 import { checkWritable, MAX_PROTOBUF, reason, sameFile, statOf, type WriteOptions } from './files.js';
 
 /** A file that a model refers to, under the name by which the model knows it. */
 export interface Companion {
   from: string;
   location: string;
-}
-
-/** Signals that end a process, and the exit codes that shells know them by. */
-const SIGNALS = { SIGINT: 130, SIGTERM: 143, SIGHUP: 129 } as const;
-type Signal = keyof typeof SIGNALS;
-const signals = Object.keys(SIGNALS) as Signal[];
-/** All writes of this process that have begun: a signal ends them together. */
-const active = new Set<Staging>();
-
-function interrupted(signal: Signal): void {
-  for (const staging of active) staging.remove();
-  process.exit(SIGNALS[signal]);
 }
 
 export class Staging {
@@ -201,16 +190,14 @@ export class Staging {
     if (this.created) return;
     fs.mkdirSync(this.scratch);
     this.created = true;
-    if (active.size === 0) for (const signal of signals) process.on(signal, interrupted);
-    active.add(this);
+    removeAtSignals(this);
   }
 
   remove(): void {
     for (const data of this.data) data.close();
     if (!this.created) return;
     fs.rmSync(this.scratch, { recursive: true, force: true });
-    if (active.delete(this) && active.size === 0)
-      for (const signal of signals) process.off(signal, interrupted);
+    keepAtSignals(this);
   }
 
   private writing<T>(action: () => T): T {

@@ -1,6 +1,4 @@
 /** How fast a model runs, alone or against another: verified, then timed in turn in one process. */
-import fs from 'node:fs';
-import os from 'node:os';
 import path from 'node:path';
 import { QkvGemmError } from '../errors.js';
 import { fuseFile } from '../fuse_file.js';
@@ -9,6 +7,7 @@ import { checkOptions } from '../options.js';
 import type { Progress } from '../progress.js';
 import type { FuseOptions } from '../rewrite/options.js';
 import { cudaDevices } from '../session/addon.js';
+import { inTemporaryFolder } from '../temporary.js';
 import { OpenModel } from '../verify/boundary.js';
 import type { Bounds } from '../verify/difference.js';
 import type { FeedOptions, Feeds } from '../verify/feeds.js';
@@ -29,7 +28,7 @@ import { median, quantile, ratioOf, turns, type Ratio, type Turn } from './timin
 export interface BenchOptions extends FeedOptions, Bounds {
   /** The model to compare with. */
   against?: string;
-  /** Fuse the model with these options in a temporary folder, and compare with that. */
+  /** Fuse the model with these options in a temporary folder, external data included, and compare with that. */
   fused?: FuseOptions;
   /** Compare the outputs first, and fail where they differ (default true). */
   verify?: boolean;
@@ -103,8 +102,7 @@ export async function benchModels(model: string, options: BenchOptions = {}): Pr
   if (fused === undefined) return benchPair(model, against, options);
   if (against !== undefined)
     throw new QkvGemmError('INVALID_ARGUMENT', 'bench: against and fused exclude each other. Give one.');
-  const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'qkvgemm-bench-'));
-  try {
+  return inTemporaryFolder(async (folder) => {
     const output = path.join(folder, `${path.parse(model).name}.fused.onnx`);
     const { onProgress } = options;
     const { report } = await fuseFile(model, output, { ...fused, ...(onProgress ? { onProgress } : {}) });
@@ -118,9 +116,7 @@ export async function benchModels(model: string, options: BenchOptions = {}): Pr
     const result = await benchPair(model, output, own === undefined ? { ...options, maxError } : options);
     const name = `${model} (fused)`; // the file is gone by then
     return { ...result, models: result.models.map((m) => (m.file === output ? { ...m, file: name } : m)) };
-  } finally {
-    fs.rmSync(folder, { recursive: true, force: true });
-  }
+  });
 }
 
 /** A model, ready to run. */

@@ -1,9 +1,9 @@
 /** Which node ran where and for how long, as ONNX Runtime's profiler saw it. */
 import fs from 'node:fs';
-import os from 'node:os';
 import path from 'node:path';
 import type { InferenceSession } from 'onnxruntime-node';
 import { QkvGemmError } from '../errors.js';
+import { inTemporaryFolder } from '../temporary.js';
 import { median } from './timing.js';
 
 /** The run of one node. */
@@ -43,8 +43,7 @@ const argument = (args: string, name: string): string =>
 export async function profiled(
   use: (options: InferenceSession.SessionOptions) => Promise<void>,
 ): Promise<NodeRun[]> {
-  const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'qkvgemm-profile-'));
-  try {
+  return inTemporaryFolder(async (folder) => {
     await use({ enableProfiling: true, profileFilePrefix: path.join(folder, 'profile') });
     const [file] = fs.readdirSync(folder);
     if (file === undefined)
@@ -62,9 +61,7 @@ export async function profiled(
         provider: argument(args, 'provider'),
         microseconds: dur,
       }));
-  } finally {
-    fs.rmSync(folder, { recursive: true, force: true });
-  }
+  });
 }
 
 /** What the nodes of one operator took in a run of the model. */

@@ -100,10 +100,12 @@ export async function diagnose(): Promise<Diagnosis> {
   const checks = [
     nodeCheck(),
     platformCheck(facts),
-    cpuCheck(facts, isa),
     binaryCheck('library', CPU_LIBRARY, searches[CPU_LIBRARY]),
     binaryCheck('session addon', 'qkvgemm_session.node', searches['qkvgemm_session.node']),
-    runtimeCheck(facts, runtimes),
+    // Without the addon nothing is known of these two; that it is missing is said once.
+    ...(searches['qkvgemm_session.node'].file === undefined
+      ? []
+      : [cpuCheck(facts, isa), runtimeCheck(facts, runtimes)]),
     ...(facts.library !== null && 'value' in runtimes ? [await runCheck('cpu')] : []),
     ...cudaChecks(facts),
     tuningCheck(facts),
@@ -156,7 +158,7 @@ function platformCheck({ platform, libc }: Facts): Check {
 function cpuCheck({ cpu }: Facts, isa: { value: string } | { error: string }): Check {
   const found = `${cpu.model}, ${cpu.cores} cores; ${cpu.features.join(' ') || 'no features that kernels use'}`;
   if ('error' in isa)
-    return problem('CPU kernels', isa.error, 'Unset QKVGEMM_ISA, or set it to one of these instruction sets; build the addon if it is missing.'); // prettier-ignore
+    return problem('CPU kernels', isa.error, 'Unset QKVGEMM_ISA, or set it to one of these instruction sets.'); // prettier-ignore
   const forced = process.env.QKVGEMM_ISA;
   if (forced) return note('CPU kernels', `${isa.value}; ${found}`, `QKVGEMM_ISA=${forced} forces them: unset it to use the best.`); // prettier-ignore
   return isa.value === 'scalar'

@@ -23,6 +23,7 @@ export interface Drawing {
 
 /** Nodes of a drawing: more cannot be read, and layout takes time. */
 const MOST_NODES = 80;
+const MOST_EDGES = 300;
 const MOST_CONSTANTS = 6;
 
 const shapeText = (index: GraphIndex, value: string): string => {
@@ -78,8 +79,10 @@ export function drawingOf(index: GraphIndex, inside: readonly Node[], refused?: 
     add(`${what} ${value}`, () => ({ op: what, name: value, constants: [], kind: 'value' }));
   const connect = (from: number | undefined, to: number | undefined, value: string): void => {
     if (from === undefined || to === undefined) return;
-    if (edges.some((edge) => edge.from === from && edge.to === to && edge.value === value)) return;
-    edges.push({ from, to, value: `${value}${shapeText(index, value)}` });
+    const text = `${value}${shapeText(index, value)}`;
+    if (edges.length >= MOST_EDGES) return;
+    if (edges.some((edge) => edge.from === from && edge.to === to && edge.value === text)) return;
+    edges.push({ from, to, value: text });
   };
   for (const node of inside) addNode(node);
   for (const node of inside) {
