@@ -18,8 +18,8 @@ export interface ValueInfo {
   name: string;
   type: number | undefined;
   dims: number[] | undefined;
-  /** The same with the names of symbolic dimensions; '' where there is neither. */
-  shape: (number | string)[] | undefined;
+  /** The same with the names of symbolic dimensions, '' where there is neither; absent where the rank is unknown. */
+  shape?: (number | string)[];
 }
 
 interface Entry<T> {
@@ -191,6 +191,6 @@ function readValueInfo(message: Uint8Array): ValueInfo {
     name: nameField ? text(nameField) : '',
     type: elem && integer(elem),
     dims: sizes?.map((size) => (typeof size === 'number' ? size : -1)),
-    shape: sizes,
+    ...(sizes ? { shape: sizes } : {}),
   };
 }
