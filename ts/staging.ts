@@ -8,6 +8,7 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { DataFile, writeAll } from './data_file.js';
 import { QkvGemmError } from './errors.js';
+import { keepAtSignals, removeAtSignals } from './temporary.js';
 import { checkWritable, MAX_PROTOBUF, reason, sameFile, statOf, type WriteOptions } from './files.js';
 import { clearLeftovers, OWNER_FILE, ownerRecord, REPLACED, scratchName } from './leftovers.js';
 
@@ -15,18 +16,6 @@ import { clearLeftovers, OWNER_FILE, ownerRecord, REPLACED, scratchName } from '
 export interface Companion {
   from: string;
   location: string;
-}
-
-/** Signals that end a process, and the exit codes that shells know them by. */
-const SIGNALS = { SIGINT: 130, SIGTERM: 143, SIGHUP: 129 } as const;
-type Signal = keyof typeof SIGNALS;
-const signals = Object.keys(SIGNALS) as Signal[];
-/** All writes of this process that have begun: a signal ends them together. */
-const active = new Set<Staging>();
-
-function interrupted(signal: Signal): void {
-  for (const staging of active) staging.remove();
-  process.exit(SIGNALS[signal]);
 }
 
 export class Staging {
@@ -204,8 +193,7 @@ export class Staging {
     this.kept.push(...clearLeftovers(this.file));
     fs.mkdirSync(this.scratch);
     this.created = true;
-    if (active.size === 0) for (const signal of signals) process.on(signal, interrupted);
-    active.add(this);
+    removeAtSignals(this);
     fs.writeFileSync(path.join(this.scratch, OWNER_FILE), ownerRecord());
   }
 
@@ -213,8 +201,7 @@ export class Staging {
     for (const data of this.data) data.close();
     if (!this.created) return;
     fs.rmSync(this.scratch, { recursive: true, force: true });
-    if (active.delete(this) && active.size === 0)
-      for (const signal of signals) process.off(signal, interrupted);
+    keepAtSignals(this);
   }
 
   private writing<T>(action: () => T): T {

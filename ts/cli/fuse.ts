@@ -1,10 +1,12 @@
 /** `qkvgemm fuse`: rewrites a file and says what was done. */
 import fs from 'node:fs';
 import Table from 'cli-table3';
-import type { OutputDifference } from '../compare.js';
 import { defaultOutput, fuseFile, planFile, type FusedFile } from '../fuse_file.js';
+import { fuseHtml } from '../report/fuse_report.js';
+import { checkReport, writeReport } from '../report/page.js';
 import type { FuseOptions } from '../rewrite/options.js';
 import type { FusedSite, FuseReport, Refusal } from '../rewrite/report.js';
+import { differenceTable } from './differences.js';
 import { EXIT } from './exit.js';
 import { ProgressBar } from './progress.js';
 import { size } from './size.js';
@@ -26,6 +28,7 @@ export interface FuseFlags {
   maxError?: number;
   dims?: Record<string, number>;
   skip?: string[];
+  report?: string;
   json?: boolean;
 }
 
@@ -47,11 +50,16 @@ export async function fuseCommand(
     saveAsExternalData: flags.saveAsExternalData ?? false,
     ...(flags.externalDataFile === undefined ? {} : { externalDataFile: flags.externalDataFile }),
   };
+  if (flags.report !== undefined) checkReport(flags.report, [input, output]);
   const progress = new ProgressBar(process.stderr);
   let result: FusedFile;
   try {
     result = flags.dryRun
-      ? planFile(input, output, { ...options, ...external })
+      ? await planFile(input, output, {
+          ...options,
+          ...external,
+          ...(flags.json ? {} : { onProgress: progress.seen }),
+        })
       : await fuseFile(input, output, {
           ...options,
           overwrite: flags.overwrite ?? false,
@@ -67,6 +75,11 @@ export async function fuseCommand(
   }
   const { report, data, differences, replaced } = result;
   const written = !flags.dryRun && report.fused.length > 0;
+  if (flags.report !== undefined) {
+    const files = { input, ...(written ? { output } : {}) };
+    const text = fuseHtml({ ...files, report, ...(differences ? { differences } : {}) });
+    await writeReport(flags.report, text);
+  }
   if (flags.json) {
     const files = {
       input,
@@ -104,14 +117,6 @@ function explainFused({ norm, rules, node, replaced, scope }: FusedSite): string
 function explainRefusal(refusal: Refusal): string {
   const at = refusal.at === undefined ? '' : ` (at ${refusal.at})`;
   return `  refused: ${refusal.node} (${refusal.opType}) [${refusal.rule}]${within(refusal)}: ${refusal.reason}${at}`;
-}
-
-function differenceTable(differences: readonly OutputDifference[]): string {
-  const head = ['output', 'largest difference', 'of the largest element'];
-  const table = new Table({ head, ...plain });
-  for (const { output, maxAbs, maxRel } of differences)
-    table.push([output, maxAbs.toExponential(2), maxRel.toExponential(2)]);
-  return table.toString();
 }
 
 /** Tables without colours, which a file or a pipe would keep. */

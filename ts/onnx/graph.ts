@@ -2,7 +2,7 @@
 import { QkvGemmError } from '../errors.js';
 import { encodeConstant, Node } from './node.js';
 import { Tensor } from './tensor.js';
-import { integer, integers, MessageWriter, readFields, text, type Field } from './wire.js';
+import { integer, integers, MessageWriter, readFields, text, WIRE, type Field } from './wire.js';
 
 /** Field numbers of the message that holds a graph. */
 export interface GraphLayout {
@@ -32,6 +32,8 @@ export interface ValueInfo {
   name: string;
   type: number | undefined;
   dims: number[] | undefined;
+  /** The same with the names of symbolic dimensions, '' where there is neither; absent where the rank is unknown. */
+  shape?: (number | string)[];
 }
 
 interface Entry<T> {
@@ -208,7 +210,7 @@ export class Graph {
   }
 }
 
-/** ValueInfoProto: name 1, type 2 { tensor_type 1 { elem_type 1, shape 2 { dim 1 { dim_value 1 } } } }. */
+/** ValueInfoProto: name 1, type 2 { tensor_type 1 { elem_type 1, shape 2 { dim 1 { dim_value 1, dim_param 2 } } } }. */
 function readValueInfo(message: Uint8Array): ValueInfo {
   const where = 'a value info';
   const fields = readFields(message, where);
@@ -221,8 +223,17 @@ function readValueInfo(message: Uint8Array): ValueInfo {
   const tensor = type && child(type, 1);
   const elem = tensor?.find((f) => f.number === 1);
   const shape = tensor && child(tensor, 2);
-  const dims = shape
+  const sizes = shape
     ?.filter((f) => f.number === 1)
-    .map((dim) => integers(readFields(dim.value, where), 1)[0] ?? -1);
-  return { name: nameField ? text(nameField) : '', type: elem && integer(elem), dims };
+    .map((dim) => {
+      const parts = readFields(dim.value, where);
+      const symbol = parts.find((f) => f.number === 2 && f.wire === WIRE.bytes);
+      return integers(parts, 1)[0] ?? (symbol ? text(symbol) : '');
+    });
+  return {
+    name: nameField ? text(nameField) : '',
+    type: elem && integer(elem),
+    dims: sizes?.map((size) => (typeof size === 'number' ? size : -1)),
+    ...(sizes ? { shape: sizes } : {}),
+  };
 }
