@@ -1,6 +1,6 @@
 // Takes a clone to where it can build, test and run; plain JavaScript because it runs before anything is installed.
 //
-//   node scripts/setup.mjs [--build] [--run test|demo|bench:cpu|bench:gpu|bench:rewrite|lint|format [arguments]]
+//   node scripts/setup.mjs [--build] [--run test|demo|bench:cpu|bench:gpu|bench:models|bench:rewrite|lint|format [arguments]]
 //
 // Each step is skipped when its result is already there, so a second call does no work twice.
 import { spawnSync } from 'node:child_process';
@@ -220,6 +220,10 @@ const tasks = {
   'bench:gpu'(args) {
     build();
     node(bin.tsx, ['scripts/bench_gpu.ts', ...args]);
+  },
+  'bench:models'(args) {
+    build({ cuda: false });
+    node(bin.tsx, ['scripts/bench_models.ts', ...args]);
   },
   'bench:rewrite'(args) {
     build({ cuda: false });
