@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 #include "ops/cpu/elements-inl.h"
 #include "ops/cpu/kernels.h"
@@ -104,20 +105,44 @@ void Normalize(const RowNorm& norm, const float* x, float* out, int64_t k) {
   }
 }
 
-void QuantizeRow(float* x, int64_t k) {
+// 127 / largest, for rows that can be scaled so; else 0.
+float InverseStep(float largest) {
+  const float inverse = 127.0f / largest;
+  return largest > 0.0f && std::isfinite(largest) && std::isfinite(inverse) ? inverse : 0.0f;
+}
+
+float QuantizeRow(float* x, int64_t k, int8_t* q) {
   Vec m = Vec::Zero();
   int64_t i = 0;
   for (; i + kLanes <= k; i += kLanes) m = Vec::Max(m, Vec::Abs(Vec::Load(x + i)));
   float largest = m.Max();
   for (; i < k; ++i) largest = std::max(largest, std::fabs(x[i]));
-  if (!(largest > 0.0f) || !std::isfinite(largest))
-    return;  // all zero; or not finite, and the products will show it
-  const float scale = largest / 127.0f;
-  if (scale == 0.0f) return;  // largest is subnormal: nothing smaller to round to
-  const Vec s = Vec::Set(scale), inverse = Vec::Set(127.0f / largest);
-  if (!std::isfinite(127.0f / largest)) return;
-  for (i = 0; i + kLanes <= k; i += kLanes) (Vec::Round(Vec::Load(x + i) * inverse) * s).Store(x + i);
-  for (; i < k; ++i) x[i] = std::nearbyint(x[i] * (127.0f / largest)) * scale;
+  // All zero, or not finite, or subnormal: nothing smaller to round to.
+  const float inverse = InverseStep(largest), scale = largest / 127.0f;
+  if (q != nullptr) {
+    // Integers cannot show what is not finite; the scale does. The largest may miss a NaN, a sum does not.
+    const Vec nothing = Vec::Zero();
+    const float finite = Reduce(
+        x, k, [nothing](Vec v, Vec s) { return Vec::MulAdd(v, nothing, s); },
+        [](float f) { return f * 0.0f; });
+    if (finite != 0.0f || inverse == 0.0f) {
+      std::fill(q, q + k, int8_t{0});
+      return finite != 0.0f ? std::numeric_limits<float>::quiet_NaN() : 0.0f;
+    }
+    const Vec f = Vec::Set(inverse);
+    for (i = 0; i + kLanes <= k; i += kLanes) {
+      int32_t steps[kLanes];
+      Lanes::Round(Vec::Load(x + i) * f).Store(steps);
+      for (int lane = 0; lane < kLanes; ++lane) q[i + lane] = static_cast<int8_t>(steps[lane]);
+    }
+    for (; i < k; ++i) q[i] = static_cast<int8_t>(std::nearbyint(x[i] * inverse));
+    return scale;
+  }
+  if (inverse == 0.0f) return scale;
+  const Vec s = Vec::Set(scale), f = Vec::Set(inverse);
+  for (i = 0; i + kLanes <= k; i += kLanes) (Vec::Round(Vec::Load(x + i) * f) * s).Store(x + i);
+  for (; i < k; ++i) x[i] = std::nearbyint(x[i] * inverse) * scale;
+  return scale;
 }
 
 }  // namespace

@@ -63,5 +63,35 @@ struct Vec {
   }
 };
 
+// Lanes of 32 bits: an integer, or two bfloat16 or four int8 of consecutive k.
+struct Lanes {
+  __m256i v;
+  static Lanes Zero() { return {_mm256_setzero_si256()}; }
+  static Lanes Set(uint32_t u) { return {_mm256_set1_epi32(static_cast<int>(u))}; }
+  static Lanes Load(const void* p) { return {_mm256_loadu_si256(static_cast<const __m256i*>(p))}; }
+  static Lanes Round(Vec a) { return {_mm256_cvtps_epi32(a.v)}; }
+  void Store(void* p) const { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
+  Vec ToFloat() const { return {_mm256_cvtepi32_ps(v)}; }
+  Vec AsFloat() const { return {_mm256_castsi256_ps(v)}; }
+  static Lanes OfFloat(Vec a) { return {_mm256_castps_si256(a.v)}; }
+  template <int kBits>
+  Lanes Left() const {
+    return {_mm256_slli_epi32(v, kBits)};
+  }
+  template <int kBits>
+  Lanes Right() const {  // zeros come in
+    return {_mm256_srli_epi32(v, kBits)};
+  }
+  template <int kBits>
+  Lanes SignedRight() const {
+    return {_mm256_srai_epi32(v, kBits)};
+  }
+  friend Lanes operator&(Lanes a, Lanes b) { return {_mm256_and_si256(a.v, b.v)}; }
+  friend Lanes operator|(Lanes a, Lanes b) { return {_mm256_or_si256(a.v, b.v)}; }
+  friend Lanes operator+(Lanes a, Lanes b) { return {_mm256_add_epi32(a.v, b.v)}; }
+  friend Lanes operator-(Lanes a, Lanes b) { return {_mm256_sub_epi32(a.v, b.v)}; }
+  friend Lanes operator*(Lanes a, Lanes b) { return {_mm256_mullo_epi32(a.v, b.v)}; }
+};
+
 }  // namespace
 }  // namespace qkvgemm::cpu

@@ -54,5 +54,35 @@ struct Vec {
   float Max() const { return _mm512_reduce_max_ps(v); }
 };
 
+// Lanes of 32 bits: an integer, or two bfloat16 or four int8 of consecutive k.
+struct Lanes {
+  __m512i v;
+  static Lanes Zero() { return {_mm512_setzero_si512()}; }
+  static Lanes Set(uint32_t u) { return {_mm512_set1_epi32(static_cast<int>(u))}; }
+  static Lanes Load(const void* p) { return {_mm512_loadu_si512(p)}; }
+  static Lanes Round(Vec a) { return {_mm512_cvtps_epi32(a.v)}; }
+  void Store(void* p) const { _mm512_storeu_si512(p, v); }
+  Vec ToFloat() const { return {_mm512_cvtepi32_ps(v)}; }
+  Vec AsFloat() const { return {_mm512_castsi512_ps(v)}; }
+  static Lanes OfFloat(Vec a) { return {_mm512_castps_si512(a.v)}; }
+  template <int kBits>
+  Lanes Left() const {
+    return {_mm512_slli_epi32(v, kBits)};
+  }
+  template <int kBits>
+  Lanes Right() const {  // zeros come in
+    return {_mm512_srli_epi32(v, kBits)};
+  }
+  template <int kBits>
+  Lanes SignedRight() const {
+    return {_mm512_srai_epi32(v, kBits)};
+  }
+  friend Lanes operator&(Lanes a, Lanes b) { return {_mm512_and_si512(a.v, b.v)}; }
+  friend Lanes operator|(Lanes a, Lanes b) { return {_mm512_or_si512(a.v, b.v)}; }
+  friend Lanes operator+(Lanes a, Lanes b) { return {_mm512_add_epi32(a.v, b.v)}; }
+  friend Lanes operator-(Lanes a, Lanes b) { return {_mm512_sub_epi32(a.v, b.v)}; }
+  friend Lanes operator*(Lanes a, Lanes b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
+};
+
 }  // namespace
 }  // namespace qkvgemm::cpu

@@ -54,7 +54,11 @@ std::vector<char> RunAndCheck(Case& c, Isa isa, bool use_packed, int threads, co
   if (threads == 1 && allocations != before)  // else the pool's threads may count
     Fail(name + ": allocated " + std::to_string(allocations - before) + " times");
 
-  CheckOutputs(c, o.norm != nullptr, Arithmetic{}, name, &elements, Fail);
+  Arithmetic arithmetic;
+  // Rows are rounded; bfloat16 and int8 weights are exact in bfloat16.
+  if (MakePlan(c.p, isa, threads, choice).operand == Operand::kBFloat16)
+    arithmetic.operand = RoundingOf(DType::kBFloat16);
+  CheckOutputs(c, o.norm != nullptr, arithmetic, name, &elements, Fail);
   return c.OutputBytes();
 }
 
@@ -210,7 +214,7 @@ void TestPlan() {
   if (one.widen || one.gemm_tasks < 2 || one.row_blocks != 1) Fail("plan for one row: " + ToString(one));
   p.m = kMaxRowBlock + 1;
   const Plan two = MakePlan(p, Isa::kAvx512, 2);
-  if (!two.widen || two.row_blocks != 2 || two.block_rows > kMaxRowBlock)
+  if (two.widen || two.operand != Operand::kFloat || two.row_blocks != 2 || two.block_rows > kMaxRowBlock)
     Fail("plan for many rows: " + ToString(two));
   for (const Choice& choice : Choices(p, Isa::kAvx512, 2)) {
     if (ParseChoice(ToString(choice)) != choice) Fail("choice " + ToString(choice) + " is not read back");
@@ -250,7 +254,8 @@ int main(int argc, char** argv) {
   std::printf("seed %u (pass it as the argument to repeat)\n", seed);
   TestConversions();
   TestPlan();
-  for (Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512}) {
+  for (Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvxVnni, Isa::kAvx512, Isa::kAvx512Vnni, Isa::kAvx512Bf16,
+                  Isa::kAmx}) {
     if (!IsaSupported(isa)) {
       std::printf("%s: this processor lacks it, not tested\n", IsaName(isa));
       continue;

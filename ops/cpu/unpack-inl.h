@@ -1,0 +1,94 @@
+// W as it is packed, turned into the factors of a product, in registers. Part of the body in qkv_gemm-inl.h.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "ops/cpu/elements-inl.h"
+#include "ops/cpu/product-inl.h"
+
+namespace qkvgemm::cpu {
+namespace {
+
+// How W's elements lie: in their own type, `kGroupOf` consecutive k of a column together.
+template <DType kTypeOf, int kGroupOf>
+struct Layout {
+  static constexpr DType kType = kTypeOf;
+  static constexpr int kGroup = kGroupOf;
+};
+using Floats = Layout<DType::kFloat, 1>;
+using Pairs = Layout<DType::kBFloat16, 2>;
+using Quads = Layout<DType::kInt8, 4>;
+
+// The form that an operand's products read W in.
+template <Operand kOperand>
+using NativeLayout = std::conditional_t<kOperand == Operand::kFloat, Floats,
+                                        std::conditional_t<kOperand == Operand::kBFloat16, Pairs, Quads>>;
+
+// int8 number `kByte` of each lane, as float.
+template <int kByte>
+Vec ByteOf(Lanes quads) {
+  return quads.Left<24 - 8 * kByte>().template SignedRight<24>().ToFloat();
+}
+
+// Two floats that are bfloat16 already, as one lane.
+Lanes PairOf(Vec even, Vec odd) {
+  return Lanes::OfFloat(even).Right<16>() | (Lanes::OfFloat(odd) & Lanes::Set(0xffff0000u));
+}
+
+// The factors of kLanes columns at p for the k of one group: one for each step of the product.
+template <Operand kOperand, typename L>
+struct Unpack {
+  static constexpr int kSteps = L::kGroup / DepthOf(kOperand);
+  using Factor = typename Product<kOperand>::Factor;
+
+  // `zero`: the columns' zero points, subtracted where kZeroPoint.
+  template <bool kZeroPoint>
+  static void Load(const char* p, Vec zero, Factor (&factors)[kSteps]) {
+    const auto less = [&](Vec v) { return kZeroPoint ? v - zero : v; };
+    if constexpr (std::is_same_v<L, NativeLayout<kOperand>>) {
+      factors[0] = Product<kOperand>::LoadFactor(p);
+    } else if constexpr (L::kGroup == 1) {
+      using E = Element<L::kType>;
+      factors[0] = less(E::Load(reinterpret_cast<const typename E::Type*>(p)));
+    } else if constexpr (std::is_same_v<L, Pairs>) {
+      const Lanes pairs = Lanes::Load(p);
+      factors[0] = pairs.template Left<16>().AsFloat();
+      factors[1] = (pairs & Lanes::Set(0xffff0000u)).AsFloat();
+    } else {
+      const Lanes quads = Lanes::Load(p);
+      const Vec bytes[4] = {less(ByteOf<0>(quads)), less(ByteOf<1>(quads)), less(ByteOf<2>(quads)),
+                            less(ByteOf<3>(quads))};
+      if constexpr (kOperand == Operand::kFloat) {
+        for (int i = 0; i < 4; ++i) factors[i] = bytes[i];
+      } else {
+        // Exact: |weight - zero point| <= 255 has no more than the 8 bits of a bfloat16's mantissa.
+        for (int i = 0; i < 2; ++i) factors[i] = PairOf(bytes[2 * i], bytes[2 * i + 1]);
+      }
+    }
+  }
+};
+
+// Calls fn(Layout) for the layout of W that `type` and `group` say, if `kOperand`'s products take it.
+template <Operand kOperand, typename Fn>
+auto WithLayout(DType type, int group, const Fn& fn) {
+  if constexpr (kOperand == Operand::kFloat) {
+    if constexpr (DotOf(kThisIsa).bfloat16) {
+      if (type == DType::kBFloat16) return fn(Pairs{});
+      if (group == 4) return fn(Quads{});
+    }
+    (void)group;
+    if (type == DType::kInt8) return fn(Layout<DType::kInt8, 1>{});
+    if (type == DType::kFloat16) return fn(Layout<DType::kFloat16, 1>{});
+    if constexpr (!DotOf(kThisIsa).bfloat16)
+      if (type == DType::kBFloat16) return fn(Layout<DType::kBFloat16, 1>{});
+    return fn(Floats{});
+  } else if constexpr (kOperand == Operand::kBFloat16) {
+    return type == DType::kInt8 ? fn(Quads{}) : fn(Pairs{});
+  } else {
+    return fn(Quads{});
+  }
+}
+
+}  // namespace
+}  // namespace qkvgemm::cpu
