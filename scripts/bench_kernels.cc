@@ -215,7 +215,8 @@ bool Bench(int64_t k, int64_t n, Isa isa, const ThreadPool& pool, double bandwid
     Buffer scratch(most);
     for (int64_t m : kRows) {
       c.p.m = m;
-      const Operand operand = MakePlan(c.p, isa, pool.threads).operand;
+      const Plan plan = MakePlan(c.p, isa, pool.threads);
+      const Operand operand = plan.operand;
       const auto run = [&] { Run(c.p, o, packed.get(), isa, pool, scratch.Data()); };
       run();
       if (!Verify(c, operand)) return false;
@@ -225,7 +226,7 @@ bool Bench(int64_t k, int64_t n, Isa isa, const ThreadPool& pool, double bandwid
       constexpr const char* kNames[] = {"float", "bfloat16", "int8"};
       std::printf("%-14s %5lld %-8s %10.1f %10.1f %8.1f %9.1f %5.0f%% %6.0f%%\n", form.name,
                   static_cast<long long>(m), kNames[static_cast<int>(operand)], us.fastest, us.median, gb,
-                  flops, 100 * gb / bandwidth, 100 * flops / peaks[static_cast<int>(operand)]);
+                  flops, 100 * gb / bandwidth, 100 * flops * plan.digits / peaks[static_cast<int>(operand)]);
     }
   }
   return true;

@@ -9,7 +9,7 @@ namespace qkvgemm::cpu {
 enum class Operand : uint8_t {
   kFloat,
   kBFloat16,  // rows rounded to bfloat16, exact products, float sums
-  kInt8,      // rows quantised, exact products and int32 sums
+  kInt8,      // rows as one or more digits of int8, exact products and int32 sums
 };
 
 constexpr int DepthOf(Operand operand) {

@@ -28,14 +28,15 @@ struct Panel {
 struct Rows {
   Operand operand;
   bool matrix;
+  int digits;  // of a row, the highest first, each laid out like a row
   int64_t count;
   int64_t k;  // the panel's
-  // Row tiles as in RowTiles, each [k / depth][rows of the tile] lanes; on matrix registers
-  // [k / depth / kMatrixRun][rows of the tile][kMatrixRun].
+  // Row tiles as in RowTiles, each [k / depth][rows of the tile][digits] lanes; on matrix registers
+  // [k / depth / kMatrixRun][rows of the tile][digits][kMatrixRun].
   const uint32_t* lanes;
-  // kInt8 only: a row's step, and the sums of its integers in each block of scales.
+  // kInt8 only: a row's step, and the sums of its digits in each block of scales.
   const float* scale;   // [count]
-  const int32_t* sums;  // [count][blocks]
+  const int32_t* sums;  // [count][digits][blocks]
   int64_t blocks;
 };
 
@@ -53,11 +54,12 @@ struct Kernels {
   void (*from_float)(DType to, const float* source, void* target, int64_t count);
   // x [k] -> normalised [k]; x and out may be the same.
   void (*normalize)(const RowNorm& norm, const float* x, float* out, int64_t k);
-  // Rounds to int8 with one scale for the row, max|x| / 127, and returns it. The integers go to `q`, which
-  // may be x itself, or (q null) come back into x as floats times the scale.
-  float (*quantize_row)(float* x, int64_t k, int8_t* q);
-  // c [rows][nr] = A * W for one panel. `widen`: as in Plan. With as many rows as one register tile takes, or
-  // more.
+  // activation_quant in float: rounds to int8 with one scale for the row, max|x| / 127, and back.
+  void (*round_row)(float* x, int64_t k);
+  // A row in fixed point: x = step * sum over d of 256^(digits - 1 - d) q[d], rounded to nearest, with a step
+  // that gives the largest |x| 127 in the first digit. Returns the step, NaN where the row is not finite.
+  float (*split_row)(const float* x, int64_t k, int digits, int8_t* q);  // q [digits][k]
+  // c [rows][nr] = A * W for one panel; holds [rows][digits][nr] meanwhile. `widen`: as in Plan.
   void (*multiply)(const Rows& rows, const Panel& panel, bool widen, float* c);
   // For benchmarks: multiplies registers with each other and returns how many products it made, a multiple of
   // `steps`. `sink` [nr] is read and written.

@@ -122,7 +122,7 @@ MicroKernelFn Pick(int rows) {
 // For W as it is packed, read once.
 template <Operand kOperand>
 MicroKernelFn StreamedKernel(const Panel& panel, int rows) {
-  return WithLayout<kOperand>(panel.tw, panel.group, [&]<typename L>(L) {
+  return WithLayout<kOperand>(panel.tw, [&]<typename L>(L) {
     if constexpr (L::kType == DType::kInt8 && kOperand != Operand::kInt8)
       if (panel.zero_point != nullptr) return Pick<kOperand, L, true, Prefetch::kStream>(rows);
     return Pick<kOperand, L, false, Prefetch::kStream>(rows);

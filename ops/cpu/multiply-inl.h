@@ -17,37 +17,60 @@ const char* WeightAt(const Panel& panel, int64_t k) {
   return static_cast<const char*>(panel.weight) + k * kTile.nr * static_cast<int64_t>(SizeOf(panel.tw));
 }
 
-// The sums of rows [begin, begin + count) in block b of scales, as float, scaled: into `to`, or added to it.
+// The sums of rows [begin, begin + count) in block b of scales, [count][digits][nr], as float, scaled: into
+// `to` [count][nr], or added to it. `from` and `to` may be the same.
+template <Operand kOperand, bool kZeroPoint>
+void FinishRows(const Rows& rows, const Panel& panel, int64_t b, int64_t begin, int64_t count,
+                const uint32_t* from, float* to, bool add) {
+  using P = Product<kOperand>;
+  Vec scale[kVectors];
+  Lanes zero[kVectors];
+  // Sum of a (w - zero) = sum of a w' - (zero + what w' has more than w) sum of a, in integers.
+  const int32_t more = panel.is_unsigned ? 128 : 0;
+  for (int v = 0; v < kVectors; ++v) {
+    scale[v] = Vec::Load(panel.scale + b * panel.stride + v * kLanes);
+    if constexpr (kZeroPoint)
+      zero[v] = Lanes::Round(Vec::Load(panel.zero_point + b * panel.stride + v * kLanes)) +
+                Lanes::Set(static_cast<uint32_t>(more));
+  }
+  for (int64_t r = 0; r < count; ++r, to += kTile.nr) {
+    Vec values[kVectors];
+    for (int v = 0; v < kVectors; ++v) values[v] = Vec::Zero();
+    if constexpr (kOperand == Operand::kInt8) {
+      const int32_t* sums = rows.sums + (begin + r) * rows.digits * rows.blocks + b;
+      for (int d = 0; d < rows.digits; ++d, from += kTile.nr, sums += rows.blocks) {
+        const Lanes of_row = Lanes::Set(static_cast<uint32_t>(kZeroPoint ? *sums : *sums * more));
+        for (int v = 0; v < kVectors; ++v) {
+          const Lanes sum = P::LoadSum(from + v * kLanes);
+          const Vec digit = (kZeroPoint ? sum - zero[v] * of_row : sum - of_row).ToFloat();
+          values[v] = Vec::MulAdd(values[v], Vec::Set(256.0f), digit);
+        }
+      }
+      const Vec step = Vec::Set(rows.scale[begin + r]);
+      for (int v = 0; v < kVectors; ++v) values[v] = values[v] * step;
+    } else {
+      for (int v = 0; v < kVectors; ++v) values[v] = P::LoadSum(from + v * kLanes);
+      from += kTile.nr;
+    }
+    for (int v = 0; v < kVectors; ++v) {
+      float* at = to + v * kLanes;
+      (add ? Vec::MulAdd(values[v], scale[v], Vec::Load(at)) : values[v] * scale[v]).Store(at);
+    }
+  }
+}
+
 template <Operand kOperand>
 void Finish(const Rows& rows, const Panel& panel, int64_t b, int64_t begin, int64_t count,
             const uint32_t* from, float* to, bool add) {
-  using P = Product<kOperand>;
-  for (int v = 0; v < kVectors; ++v) {
-    const Vec scale = Vec::Load(panel.scale + b * panel.stride + v * kLanes);
-    // Sum of a (w - zero) = sum of a w' - (zero + what w' has more than w) sum of a, in integers.
-    Lanes zero = Lanes::Set(panel.is_unsigned ? 128 : 0);
-    if (kOperand == Operand::kInt8 && panel.zero_point)
-      zero = zero + Lanes::Round(Vec::Load(panel.zero_point + b * panel.stride + v * kLanes));
-    for (int64_t r = 0; r < count; ++r) {
-      const int64_t at = r * kTile.nr + v * kLanes;
-      const auto sum = P::LoadSum(from + at);
-      Vec value;
-      if constexpr (kOperand == Operand::kInt8) {
-        const int32_t of_row = rows.sums[(begin + r) * rows.blocks + b];
-        value = (sum - zero * Lanes::Set(static_cast<uint32_t>(of_row))).ToFloat() *
-                Vec::Set(rows.scale[begin + r]);
-      } else {
-        value = sum;
-      }
-      (add ? Vec::MulAdd(value, scale, Vec::Load(to + at)) : value * scale).Store(to + at);
-    }
-  }
+  if (kOperand == Operand::kInt8 && panel.zero_point != nullptr)
+    return FinishRows<kOperand, true>(rows, panel, b, begin, count, from, to, add);
+  FinishRows<kOperand, false>(rows, panel, b, begin, count, from, to, add);
 }
 
 // The panel's k in [begin, begin + depth), within one block of scales, in the operand's own form.
 template <Operand kOperand>
 void Widen(const Panel& panel, const float* zero_point, int64_t begin, int64_t depth, uint32_t* target) {
-  WithLayout<kOperand>(panel.tw, panel.group, [&]<typename L>(L) {
+  WithLayout<kOperand>(panel.tw, [&]<typename L>(L) {
     using U = Unpack<kOperand, L>;
     constexpr int kVectorBytes = kLanes * L::kGroup * static_cast<int>(SizeOf(L::kType));
     const char* w = WeightAt(panel, begin);
@@ -81,7 +104,8 @@ void MultiplyWith(const Rows& rows, const Panel& panel, bool widen, float* c, Ti
   alignas(64) uint32_t wide[kKBlock * kTile.nr];
   alignas(64) uint32_t part[kMr * kTile.nr];
   auto* sums = reinterpret_cast<uint32_t*>(c);  // sums of a whole column of W are finished in place
-  const RowTiles tiles(rows.count, kMr);
+  const int64_t digits = rows.digits;
+  const RowTiles tiles(rows.count, kMr / rows.digits);
   const bool stream = tiles.count == 1 && !widen;
   const bool blocks = panel.block != 0;
   const int64_t scale_depth = blocks ? panel.block : panel.k;
@@ -100,15 +124,15 @@ void MultiplyWith(const Rows& rows, const Panel& panel, bool widen, float* c, Ti
     for (int64_t t = 0; t < tiles.count; ++t) {
       const int64_t begin = tiles.Begin(t), count = tiles.Begin(t + 1) - begin;
       MicroArguments arguments;
-      arguments.rows = rows.lanes + (begin * panel.k + k0 * count) / kDepth;
+      arguments.rows = rows.lanes + digits * (begin * panel.k + k0 * count) / kDepth;
       arguments.weight = widen ? reinterpret_cast<const char*>(wide) : WeightAt(panel, k0);
       arguments.groups = depth / (stream ? panel.group : kDepth);
       arguments.zero_point = zero_point;
-      arguments.sums = blocks ? part : sums + begin * kTile.nr;
+      arguments.sums = blocks ? part : sums + begin * digits * kTile.nr;
       arguments.accumulate = !blocks && k0 > 0;
       arguments.next = next + t * (depth / kDepth) * next_step;
       arguments.next_step = next_step;
-      register_tiles.template Multiply<kOperand>(panel, stream, t < sharers, static_cast<int>(count),
+      register_tiles.template Multiply<kOperand>(panel, stream, t < sharers, static_cast<int>(count * digits),
                                                  arguments);
       if (blocks) Finish<kOperand>(rows, panel, b, begin, count, part, c + begin * kTile.nr, k0 > 0);
     }

@@ -100,7 +100,7 @@ Panel PackedLayout::PanelAt(const Problem& problem, const void* packed, int64_t 
     if (zero_points) result.zero_point = reinterpret_cast<const float*>(base + zero_offset) + panel * nr;
     if (problem.scale_layout == ScaleLayout::kBlocks) {
       result.block = problem.scale_block;
-    } else if (format.group == 4 && problem.activation_quant && format.k > kMaxInt8Depth) {
+    } else if (format.group == 4 && format.k > kMaxInt8Depth) {
       result.block = kMaxInt8Depth, result.stride = 0;  // int32 sums of parts, all with the column's scale
     }
   }

@@ -23,10 +23,11 @@ constexpr Choice kChoices[] = {{},
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-Operand OperandOf(const Problem& problem, const WeightFormat& format) {
+Operand OperandOf(const Problem& problem, const WeightFormat& format, Isa isa) {
   if (format.group == 1) return Operand::kFloat;
-  if (problem.activation_quant) return Operand::kInt8;
-  return problem.m <= kExactRows ? Operand::kFloat : Operand::kBFloat16;
+  const Operand exact = problem.tw == DType::kInt8 ? Operand::kInt8 : Operand::kFloat;
+  if (problem.activation_quant || !DotOf(isa).bfloat16 || problem.m <= kExactRows) return exact;
+  return Operand::kBFloat16;
 }
 
 // Does a column of W need another form before it is multiplied as `operand`?
@@ -43,11 +44,9 @@ WeightFormat FormatOf(const Problem& problem, Isa isa) {
   if (problem.tw == DType::kBFloat16 && dot.bfloat16) group = 2;
   // A lane has one scale, and a scale's int32 sums fit.
   const bool lanes_fit = !blocks || (problem.scale_block % 4 == 0 && problem.scale_block <= kMaxInt8Depth);
-  if (problem.tw == DType::kInt8 && lanes_fit && (problem.activation_quant ? dot.int8 : dot.bfloat16))
-    group = 4;
+  if (problem.tw == DType::kInt8 && lanes_fit && dot.int8) group = 4;
   const int64_t multiple = dot.matrix && group > 1 && !blocks ? kMatrixRun * group : group;
-  return {group, CeilDiv(problem.k, multiple) * multiple,
-          group == 4 && problem.activation_quant && dot.unsigned_weights};
+  return {group, CeilDiv(problem.k, multiple) * multiple, group == 4 && dot.unsigned_weights};
 }
 
 Plan MakePlan(const Problem& problem, Isa isa, int threads, const Choice& choice) {
@@ -55,7 +54,8 @@ Plan MakePlan(const Problem& problem, Isa isa, int threads, const Choice& choice
   plan.tile = TileOf(isa);
   plan.panels = CeilDiv(problem.n, plan.tile.nr);
   const WeightFormat format = FormatOf(problem, isa);
-  plan.operand = OperandOf(problem, format);
+  plan.operand = OperandOf(problem, format, isa);
+  plan.digits = plan.operand == Operand::kInt8 && !problem.activation_quant ? kExactDigits : 1;
   const int depth = DepthOf(plan.operand);
   plan.matrix =
       DotOf(isa).matrix && plan.operand != Operand::kFloat && problem.m > kMinMatrixRows &&
@@ -65,9 +65,9 @@ Plan MakePlan(const Problem& problem, Isa isa, int threads, const Choice& choice
   const int64_t most_rows =
       plan.matrix ? std::clamp<int64_t>(kMatrixRowBytes * depth / 4 / std::max<int64_t>(format.k, 1),
                                         2 * kMatrixRows, kMaxRowBlock)
-                  : kMaxRowBlock;
+                  : kMaxRowBlock / plan.digits;
   const int64_t fewest = std::max<int64_t>(1, CeilDiv(problem.m, most_rows));
-  const int64_t most = std::max(fewest, problem.m / (2 * plan.tile.mr));
+  const int64_t most = std::max(fewest, problem.m / (2 * TileRows(plan)));
   plan.row_blocks = std::min(fewest * choice.row_blocks, most);
   plan.block_rows = CeilDiv(problem.m, plan.row_blocks);
   const int in_registers = plan.matrix                          ? 0
@@ -115,7 +115,9 @@ std::string ToString(const Plan& plan) {
          std::to_string(plan.block_rows) + ", tasks " + std::to_string(plan.gemm_tasks) +
          (plan.parallel_norm ? ", parallel norm" : ", serial norm") +
          (plan.widen ? ", widened W" : ", W as packed") + ", as " +
-         kOperands[static_cast<int>(plan.operand)] + (plan.matrix ? " on matrix registers" : "");
+         kOperands[static_cast<int>(plan.operand)] +
+         (plan.digits > 1 ? " in " + std::to_string(plan.digits) + " digits" : "") +
+         (plan.matrix ? " on matrix registers" : "");
 }
 
 }  // namespace qkvgemm::cpu

@@ -52,8 +52,11 @@ constexpr int kMaxRowBlock = 640;
 // Matrix registers take rows faster than a third cache level gives them: those of a block are to fit into
 // half of a second one (2 MB on processors with AMX).
 constexpr int64_t kMatrixRowBytes = 1 << 20;
-// Up to so many rows, memory gives W no faster than it is multiplied in float: rounding rows to bfloat16
-// would gain nothing.
+// A row's elements in fixed point of its largest: 24 bits, as exact as float, are three digits of int8, which
+// dot products multiply with int8 weights as they are. One digit is what activation_quant rounds to.
+constexpr int kExactDigits = 3;
+// Up to so many rows, memory gives int8 weights no faster than three digits are multiplied, and bfloat16 ones
+// no faster than in float: rounding rows to bfloat16 would gain nothing.
 constexpr int kExactRows = 4;
 // Up to so many rows int8 weights are widened to bfloat16 in registers: beyond, with each row tile.
 constexpr int kMaxWidenedInRegisters = 8;
@@ -71,6 +74,7 @@ WeightFormat FormatOf(const Problem& problem, Isa isa);
 struct Plan {
   Tile tile;
   Operand operand;     // what rows and W are multiplied as
+  int digits;          // kInt8: of a row, each like a row of its own; else 1
   bool matrix;         // on matrix registers
   int64_t panels;      // column panels of W, `nr` wide, the last one padded
   int64_t row_blocks;  // passes over W
@@ -81,6 +85,9 @@ struct Plan {
 
   friend bool operator==(const Plan&, const Plan&) = default;
 };
+
+// Rows of a register tile.
+constexpr int TileRows(const Plan& plan) { return plan.tile.mr / plan.digits; }
 
 Plan MakePlan(const Problem& problem, Isa isa, int threads, const Choice& choice = {});
 std::string ToString(const Plan& plan);

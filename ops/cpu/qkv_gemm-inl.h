@@ -11,7 +11,7 @@
 namespace qkvgemm::cpu {
 namespace {
 
-constexpr Kernels kKernels = {ToFloat, FromFloat, Normalize, QuantizeRow, MultiplyVectors, Spin};
+constexpr Kernels kKernels = {ToFloat, FromFloat, Normalize, RoundRow, SplitRow, MultiplyVectors, Spin};
 
 }  // namespace
 }  // namespace qkvgemm::cpu

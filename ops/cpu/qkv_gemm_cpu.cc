@@ -47,19 +47,21 @@ int64_t BlocksOf(const Problem& problem, const WeightFormat& format) {
 // Where the parts of the caller's scratch buffer begin.
 struct Scratch {
   size_t rows;   // block_rows rows in the operand's form, as row tiles: Rows::lanes
-  size_t line;   // float [row tiles][format.k]: a tile's current row, before it goes to its place
+  size_t line;   // [row tiles][line_bytes]: a tile's current row, before it goes to its place
   size_t scale;  // int8 rows only: Rows::scale, Rows::sums
   size_t sums;
   size_t gamma;   // float [k]
   size_t beta;    // float [k]
   size_t packed;  // W, where it is not constant
   size_t bytes;
+  size_t line_bytes;  // float [format.k], then int8 [digits][format.k]
 
   Scratch(const Problem& problem, Isa isa, const Plan& plan, bool packed_weights) {
     const WeightFormat format = FormatOf(problem, isa);
     const auto k = static_cast<size_t>(problem.k), padded_k = static_cast<size_t>(format.k);
     const auto block_rows = static_cast<size_t>(plan.block_rows);
-    const auto tiles = static_cast<size_t>(RowTiles(plan.block_rows, plan.tile.mr).count);
+    const auto lane_rows = block_rows * static_cast<size_t>(plan.digits);
+    const auto tiles = static_cast<size_t>(RowTiles(plan.block_rows, TileRows(plan)).count);
     size_t end = 0;
     const auto take = [&end](size_t size) {
       const size_t begin = end;
@@ -67,11 +69,12 @@ struct Scratch {
       return begin;
     };
     const bool quantised = plan.operand == Operand::kInt8;
-    rows = take(block_rows * padded_k / static_cast<size_t>(DepthOf(plan.operand)) * sizeof(uint32_t));
-    line = take(tiles * padded_k * sizeof(float));
+    rows = take(lane_rows * padded_k / static_cast<size_t>(DepthOf(plan.operand)) * sizeof(uint32_t));
+    line_bytes = RoundUp64(padded_k * sizeof(float)) +
+                 (quantised ? RoundUp64(padded_k * static_cast<size_t>(plan.digits)) : 0);
+    line = take(tiles * line_bytes);
     scale = take(quantised ? block_rows * sizeof(float) : 0);
-    sums =
-        take(quantised ? block_rows * static_cast<size_t>(BlocksOf(problem, format)) * sizeof(int32_t) : 0);
+    sums = take(quantised ? lane_rows * static_cast<size_t>(BlocksOf(problem, format)) * sizeof(int32_t) : 0);
     gamma = take(problem.gamma_type == DType::kFloat ? 0 : k * sizeof(float));
     beta = take(problem.beta_type == DType::kFloat ? 0 : k * sizeof(float));
     packed = take(packed_weights ? 0 : PackedLayout(problem, isa).bytes);
@@ -93,46 +96,60 @@ const float* AsFloat(const Kernels& kernels, const void* vector, DType type, int
   return scratch;
 }
 
-// Brings a row, float [padded_k], into the operand's form, in place.
-void ToOperand(const Problem& p, const Kernels& kernels, const WeightFormat& format, Operand operand,
-               float* row, float* scale, int32_t* sums) {
-  if (operand == Operand::kBFloat16) return kernels.from_float(DType::kBFloat16, row, row, format.k);
-  if (operand == Operand::kFloat) {
-    if (p.activation_quant) kernels.quantize_row(row, p.k, nullptr);
-    return;
-  }
-  const auto* q = reinterpret_cast<const int8_t*>(row);
-  *scale = kernels.quantize_row(row, format.k, reinterpret_cast<int8_t*>(row));
+// Where a row tile's rows go in their operand's form.
+struct TileTarget {
+  char* line;  // see Scratch
+  uint32_t* lanes;
+  float* scale;  // the tile's
+  int32_t* sums;
+};
+
+// Splits a row into digits, [digits][padded k] behind the line, and sums them up by blocks of scales.
+void SplitRow(const Problem& p, const Kernels& kernels, const WeightFormat& format, int digits,
+              const float* row, int8_t* q, float* scale, int32_t* sums) {
+  *scale = kernels.split_row(row, format.k, digits, q);
   const int64_t blocks = BlocksOf(p, format);
   const int64_t depth = p.scale_layout == ScaleLayout::kBlocks ? p.scale_block : kMaxInt8Depth;
-  for (int64_t b = 0; b < blocks; ++b) {
-    int32_t sum = 0;
-    for (int64_t k = b * depth, end = std::min(format.k, k + depth); k < end; ++k) sum += q[k];
-    sums[b] = sum;
-  }
+  for (int64_t d = 0; d < digits; ++d, q += format.k)
+    for (int64_t b = 0; b < blocks; ++b) {
+      int32_t sum = 0;
+      for (int64_t k = b * depth, end = std::min(format.k, k + depth); k < end; ++k) sum += q[k];
+      *sums++ = sum;
+    }
 }
 
 // Normalises rows [begin, begin + count) of the input into one tile of lanes, and into the `norm` output.
-// `scale` and `sums` are the tile's.
 void NormalizeTile(const Problem& p, const Operands& o, const Kernels& kernels, const RowNorm& norm,
-                   const WeightFormat& format, const Plan& plan, int64_t begin, int64_t count, float* line,
-                   uint32_t* tile, float* scale, int32_t* sums) {
+                   const WeightFormat& format, const Plan& plan, int64_t begin, int64_t count,
+                   const TileTarget& target) {
   if (p.k == 0) return;  // the pointers may be null
-  const int64_t lanes = format.k / DepthOf(plan.operand);
-  const int64_t run = plan.matrix ? kMatrixRun : 1;
+  const int64_t lanes = format.k / DepthOf(plan.operand), lane_rows = count * plan.digits;
+  const int64_t run = lane_rows == 1 ? lanes : plan.matrix ? kMatrixRun : 1;
+  auto* line = reinterpret_cast<float*>(target.line);
   for (int64_t r = 0; r < count; ++r) {
     kernels.to_float(p.t, At(o.input, (begin + r) * p.k, p.t), line, p.k);
     std::fill(line + p.k, line + format.k, 0.0f);
     kernels.normalize(norm, line, line, p.k);
     if (o.norm) kernels.from_float(p.t, line, At(o.norm, (begin + r) * p.k, p.t), p.k);
-    ToOperand(p, kernels, format, plan.operand, line, scale + r, sums + r * BlocksOf(p, format));
-    const auto* source = reinterpret_cast<const char*>(line);
-    if (run == kMatrixRun || count == 1) {
-      const int64_t piece = count == 1 ? lanes : run;
-      for (int64_t i = 0; i < lanes; i += piece)
-        std::memcpy(tile + i * count + r * piece, source + i * 4, static_cast<size_t>(piece) * 4);
-    } else {
-      for (int64_t i = 0; i < lanes; ++i) std::memcpy(tile + i * count + r, source + i * 4, 4);
+    const char* source = target.line;
+    if (plan.operand == Operand::kInt8) {
+      char* q = target.line + RoundUp64(static_cast<size_t>(format.k) * sizeof(float));
+      SplitRow(p, kernels, format, plan.digits, line, reinterpret_cast<int8_t*>(q), target.scale + r,
+               target.sums + r * plan.digits * BlocksOf(p, format));
+      source = q;
+    } else if (plan.operand == Operand::kBFloat16) {
+      kernels.from_float(DType::kBFloat16, line, line, format.k);
+    } else if (p.activation_quant) {
+      kernels.round_row(line, p.k);
+    }
+    for (int d = 0; d < plan.digits; ++d, source += lanes * 4) {
+      uint32_t* to = target.lanes + (r * plan.digits + d) * run;
+      if (run == 1) {
+        for (int64_t i = 0; i < lanes; ++i) std::memcpy(to + i * lane_rows, source + i * 4, 4);
+      } else {
+        for (int64_t i = 0; i < lanes; i += run)
+          std::memcpy(to + i * lane_rows, source + i * 4, static_cast<size_t>(run) * 4);
+      }
     }
   }
 }
@@ -183,7 +200,6 @@ void Run(const Problem& p, const Operands& o, const void* packed, Isa isa, const
   norm.gamma = AsFloat(kernels, o.gamma, p.gamma_type, p.k, reinterpret_cast<float*>(base + parts.gamma));
   norm.beta = AsFloat(kernels, o.beta, p.beta_type, p.k, reinterpret_cast<float*>(base + parts.beta));
   auto* lanes = reinterpret_cast<uint32_t*>(base + parts.rows);
-  auto* lines = reinterpret_cast<float*>(base + parts.line);
   auto* scales = reinterpret_cast<float*>(base + parts.scale);
   auto* sums = reinterpret_cast<int32_t*>(base + parts.sums);
   const int64_t blocks = BlocksOf(p, layout.format), padded_k = layout.format.k;
@@ -191,14 +207,16 @@ void Run(const Problem& p, const Operands& o, const void* packed, Isa isa, const
 
   for (int64_t first = 0; first < p.m; first += plan.block_rows) {
     const int64_t count = std::min(plan.block_rows, p.m - first);
-    const RowTiles tiles(count, plan.tile.mr);
+    const RowTiles tiles(count, TileRows(plan));
     ParallelFor(plan.parallel_norm ? pool : serial, tiles.count, [&](int64_t t) {
       const int64_t begin = tiles.Begin(t);
+      const TileTarget target{base + parts.line + static_cast<size_t>(t) * parts.line_bytes,
+                              lanes + plan.digits * begin * padded_k / DepthOf(plan.operand), scales + begin,
+                              sums + plan.digits * begin * blocks};
       NormalizeTile(p, o, kernels, norm, layout.format, plan, first + begin, tiles.Begin(t + 1) - begin,
-                    lines + t * padded_k, lanes + begin * padded_k / DepthOf(plan.operand), scales + begin,
-                    sums + begin * blocks);
+                    target);
     });
-    const Rows rows{plan.operand, plan.matrix, count, padded_k, lanes, scales, sums, blocks};
+    const Rows rows{plan.operand, plan.matrix, plan.digits, count, padded_k, lanes, scales, sums, blocks};
     ParallelFor(pool, plan.panels == 0 ? 0 : plan.gemm_tasks, [&](int64_t task) {
       alignas(64) float c[kMaxRowBlock * kMaxNr];
       const int64_t begin = plan.panels * task / plan.gemm_tasks;

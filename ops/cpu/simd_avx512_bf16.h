@@ -9,7 +9,7 @@ namespace {
 template <>
 struct Product<Operand::kBFloat16> : ProductOf<Lanes, Vec> {
   static Vec MulAdd(Lanes row, Lanes w, Vec sum) {
-    return {_mm512_dpbf16_ps(sum.v, (__m512bh)row.v, (__m512bh)w.v)};
+    return {_mm512_dpbf16_ps(sum.v, (__m512bh)__m512i(row), (__m512bh)__m512i(w))};
   }
 };
 

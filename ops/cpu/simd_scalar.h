@@ -58,6 +58,7 @@ struct Lanes {
   }
   static Lanes Round(Vec a) { return {static_cast<uint32_t>(static_cast<int32_t>(std::nearbyint(a.v)))}; }
   void Store(void* p) const { std::memcpy(p, &v, sizeof v); }
+  void StoreInt8(int8_t* p) const { *p = static_cast<int8_t>(v); }
   Vec ToFloat() const { return {static_cast<float>(static_cast<int32_t>(v))}; }
   Vec AsFloat() const { return {FloatOf(v)}; }
   static Lanes OfFloat(Vec a) { return {BitsOf(a.v)}; }
@@ -75,6 +76,7 @@ struct Lanes {
   }
   friend Lanes operator&(Lanes a, Lanes b) { return {a.v & b.v}; }
   friend Lanes operator|(Lanes a, Lanes b) { return {a.v | b.v}; }
+  friend Lanes operator^(Lanes a, Lanes b) { return {a.v ^ b.v}; }
   friend Lanes operator+(Lanes a, Lanes b) { return {a.v + b.v}; }
   friend Lanes operator-(Lanes a, Lanes b) { return {a.v - b.v}; }
   friend Lanes operator*(Lanes a, Lanes b) { return {a.v * b.v}; }

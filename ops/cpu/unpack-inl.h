@@ -5,7 +5,7 @@
 #include <type_traits>
 
 #include "ops/cpu/elements-inl.h"
-#include "ops/cpu/product-inl.h"
+#include "ops/cpu/simd_product.h"
 
 namespace qkvgemm::cpu {
 namespace {
@@ -29,6 +29,11 @@ using NativeLayout = std::conditional_t<kOperand == Operand::kFloat, Floats,
 template <int kByte>
 Vec ByteOf(Lanes quads) {
   return quads.Left<24 - 8 * kByte>().template SignedRight<24>().ToFloat();
+}
+
+// Packed weights of four k as int8.
+Lanes Signed(Lanes quads) {
+  return DotOf(kThisIsa).unsigned_weights ? quads ^ Lanes::Set(0x80808080u) : quads;
 }
 
 // Two floats that are bfloat16 already, as one lane.
@@ -56,28 +61,21 @@ struct Unpack {
       factors[0] = pairs.template Left<16>().AsFloat();
       factors[1] = (pairs & Lanes::Set(0xffff0000u)).AsFloat();
     } else {
-      const Lanes quads = Lanes::Load(p);
+      const Lanes quads = Signed(Lanes::Load(p));
       const Vec bytes[4] = {less(ByteOf<0>(quads)), less(ByteOf<1>(quads)), less(ByteOf<2>(quads)),
                             less(ByteOf<3>(quads))};
-      if constexpr (kOperand == Operand::kFloat) {
-        for (int i = 0; i < 4; ++i) factors[i] = bytes[i];
-      } else {
-        // Exact: |weight - zero point| <= 255 has no more than the 8 bits of a bfloat16's mantissa.
-        for (int i = 0; i < 2; ++i) factors[i] = PairOf(bytes[2 * i], bytes[2 * i + 1]);
-      }
+      // Exact: |weight - zero point| <= 255 has no more than the 8 bits of a bfloat16's mantissa.
+      for (int i = 0; i < 2; ++i) factors[i] = PairOf(bytes[2 * i], bytes[2 * i + 1]);
     }
   }
 };
 
-// Calls fn(Layout) for the layout of W that `type` and `group` say, if `kOperand`'s products take it.
+// Calls fn(Layout) for the layout that W of a type has where it is multiplied as kOperand.
 template <Operand kOperand, typename Fn>
-auto WithLayout(DType type, int group, const Fn& fn) {
+auto WithLayout(DType type, const Fn& fn) {
   if constexpr (kOperand == Operand::kFloat) {
-    if constexpr (DotOf(kThisIsa).bfloat16) {
+    if constexpr (DotOf(kThisIsa).bfloat16)
       if (type == DType::kBFloat16) return fn(Pairs{});
-      if (group == 4) return fn(Quads{});
-    }
-    (void)group;
     if (type == DType::kInt8) return fn(Layout<DType::kInt8, 1>{});
     if (type == DType::kFloat16) return fn(Layout<DType::kFloat16, 1>{});
     if constexpr (!DotOf(kThisIsa).bfloat16)
