@@ -28,12 +28,51 @@ struct MicroArguments {
   const uint32_t* rows;  // [groups * steps][rows] lanes
   const void* weight;    // [groups][nr][group]
   int64_t groups;
-  const float* zero_point;  // [nr], where it is subtracted
+  const float* zero_point;  // [nr] or null
   uint32_t* sums;           // [rows][nr], float or int32
   bool accumulate;          // add to them
-  const char* next;         // Prefetch::kNext: what to ask for, `next_step` bytes further in each step
+  // Not null: W's part lies in one of several blocks of scales. Sums are float, and what is added is scaled.
+  const float* scale;  // [nr]
+  // kInt8: sums of each row's integers, for what Corrected takes off.
+  const int32_t* row_sums;
+  int64_t row_sums_step;
+  const char* next;  // Prefetch::kNext: what to ask for, `next_step` bytes further in each step
   int64_t next_step;
 };
+
+// What packed int8 weights have more than the weight.
+constexpr int kMore = DotOf(kThisIsa).unsigned_weights ? 128 : 0;
+
+// int32 sums of products with packed weights as what they are with weights less zero points, in float:
+// sum of a (w - zero) = sum of a w' - (zero + more) sum of a. `zero_point`: the columns', or null.
+[[gnu::always_inline]] inline Vec Corrected(Lanes sum, int32_t of_row, const float* zero_point) {
+  if (zero_point == nullptr) return (sum - Lanes::Set(static_cast<uint32_t>(of_row * kMore))).ToFloat();
+  const Lanes zero = Lanes::Round(Vec::Load(zero_point)) + Lanes::Set(static_cast<uint32_t>(kMore));
+  return (sum - zero * Lanes::Set(static_cast<uint32_t>(of_row))).ToFloat();
+}
+
+// What a micro-kernel does with its sums, and with a vector of them, of row r and from column `column` on.
+enum class Leave { kAsTheyAre, kScaled, kScaledLessZeroPoint };
+
+template <Operand kOperand, Leave kLeave>
+[[gnu::always_inline]] inline void LeaveSum(const MicroArguments& arguments, int r, int column,
+                                            typename Product<kOperand>::Sum sum) {
+  using P = Product<kOperand>;
+  uint32_t* target = arguments.sums + r * kTile.nr + column;
+  if constexpr (kLeave == Leave::kAsTheyAre) {
+    P::StoreSum(arguments.accumulate ? sum + P::LoadSum(target) : sum, target);
+    return;
+  }
+  Vec value;
+  if constexpr (kOperand == Operand::kInt8) {
+    const float* zero_point = kLeave == Leave::kScaledLessZeroPoint ? arguments.zero_point + column : nullptr;
+    value = Corrected(sum, arguments.row_sums[r * arguments.row_sums_step], zero_point);
+  } else {
+    value = sum;
+  }
+  const Vec before = arguments.accumulate ? Lanes::Load(target).AsFloat() : Vec::Zero();
+  Lanes::OfFloat(Vec::MulAdd(value, Vec::Load(arguments.scale + column), before)).Store(target);
+}
 
 // Consecutive steps go to `kUnroll` sets of accumulators: with few rows one chain of multiply-adds per vector
 // would wait for its own latency (4 to 6 cycles) instead of for memory.
@@ -88,15 +127,24 @@ void MicroKernel(const MicroArguments& arguments) {
     for (int g = 0; g < kGroups; ++g) group(g);
   }
   for (; i < arguments.groups; ++i) group(0);
-  for (int r = 0; r < kRows; ++r) {
-    for (int v = 0; v < kVectors; ++v) {
-      typename P::Sum s = sums[0][r][v];
-      for (int u = 1; u < kUnroll; ++u) s = s + sums[u][r][v];
-      uint32_t* target = arguments.sums + r * kTile.nr + v * kLanes;
-      if (arguments.accumulate) s = s + P::LoadSum(target);
-      P::StoreSum(s, target);
+  const auto leave = [&]<Leave kLeave>() __attribute__((always_inline)) {
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) {
+        typename P::Sum sum = sums[0][r][v];
+        for (int u = 1; u < kUnroll; ++u) sum = sum + sums[u][r][v];
+        LeaveSum<kOperand, kLeave>(arguments, r, v * kLanes, sum);
+      }
     }
-  }
+  };
+  if constexpr (L::kType == DType::kInt8 || kOperand == Operand::kFloat)
+    if (arguments.scale != nullptr) {
+      if (kOperand == Operand::kInt8 && arguments.zero_point != nullptr)
+        return leave.template operator()<Leave::kScaledLessZeroPoint>();
+      return leave.template operator()<Leave::kScaled>();
+    }
+  leave.template operator()<Leave::kAsTheyAre>();
 }
 
 using MicroKernelFn = void (*)(const MicroArguments&);
@@ -107,11 +155,10 @@ MicroKernelFn PickRows(int rows, std::integer_sequence<int, kRows...>) {
   return table[rows - 1];
 }
 
-// Rows that a micro-kernel may have: plans widen W in cache beyond.
+// Rows that a micro-kernel may have: bfloat16 weights are multiplied in float for few.
 template <Operand kOperand, typename L>
-constexpr int kMostRows = std::is_same_v<L, NativeLayout<kOperand>> || L::kGroup == 1 ? kTile.mr
-                          : kOperand == Operand::kFloat ? std::min(kTile.mr, kExactRows)
-                                                        : std::min(kTile.mr, kMaxWidenedInRegisters);
+constexpr int kMostRows =
+    kOperand == Operand::kFloat && std::is_same_v<L, Pairs> ? std::min(kTile.mr, kExactRows) : kTile.mr;
 
 template <Operand kOperand, typename L, bool kZeroPoint, Prefetch kPrefetch>
 MicroKernelFn Pick(int rows) {
@@ -119,9 +166,9 @@ MicroKernelFn Pick(int rows) {
       rows, std::make_integer_sequence<int, kMostRows<kOperand, L>>{});
 }
 
-// For W as it is packed, read once.
+// For W as it is packed.
 template <Operand kOperand>
-MicroKernelFn StreamedKernel(const Panel& panel, int rows) {
+MicroKernelFn PackedKernel(const Panel& panel, int rows) {
   return WithLayout<kOperand>(panel.tw, [&]<typename L>(L) {
     if constexpr (L::kType == DType::kInt8 && kOperand != Operand::kInt8)
       if (panel.zero_point != nullptr) return Pick<kOperand, L, true, Prefetch::kStream>(rows);

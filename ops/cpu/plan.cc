@@ -70,10 +70,10 @@ Plan MakePlan(const Problem& problem, Isa isa, int threads, const Choice& choice
   const int64_t most = std::max(fewest, problem.m / (2 * TileRows(plan)));
   plan.row_blocks = std::min(fewest * choice.row_blocks, most);
   plan.block_rows = CeilDiv(problem.m, plan.row_blocks);
-  const int in_registers = plan.matrix                          ? 0
-                           : plan.operand == Operand::kBFloat16 ? kMaxWidenedInRegisters
-                                                                : plan.tile.mr;
-  plan.widen = Widens(problem, plan.operand) && plan.block_rows > in_registers;
+  // bfloat16 products leave room for the integer instructions that widen int8, float ones for a few rows
+  // only.
+  plan.widen = Widens(problem, plan.operand) &&
+               (plan.matrix || (plan.operand == Operand::kFloat && plan.block_rows > 2 * plan.tile.mr));
   plan.parallel_norm =
       threads > 1 && plan.block_rows > 1 &&
       (choice.norm == Choice::Norm::kBySize ? plan.block_rows * problem.k > kSerialNormElements

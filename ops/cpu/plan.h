@@ -58,8 +58,6 @@ constexpr int kExactDigits = 3;
 // Up to so many rows, memory gives int8 weights no faster than three digits are multiplied, and bfloat16 ones
 // no faster than in float: rounding rows to bfloat16 would gain nothing.
 constexpr int kExactRows = 4;
-// Up to so many rows int8 weights are widened to bfloat16 in registers: beyond, with each row tile.
-constexpr int kMaxWidenedInRegisters = 8;
 // Products of int8 that an int32 can sum up: 127 * 255 each.
 constexpr int64_t kMaxInt8Depth = 1 << 16;
 
