@@ -15,6 +15,7 @@
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/plan.h"
 #include "test/kernels/check.h"
+#include "test/kernels/cpu_arithmetic.h"
 #include "test/kernels/pool.h"
 
 using namespace qkvgemm;
@@ -149,10 +150,9 @@ double PeakOf(Operand operand, Isa isa, const ThreadPool& pool) {
   return 2e-3 * static_cast<double>(context.products) / us;
 }
 
-bool Verify(Case& c, Operand operand) {
+bool Verify(Case& c, const Plan& plan) {
   std::mt19937 random(1);
-  Arithmetic arithmetic;
-  if (operand == Operand::kBFloat16) arithmetic.operand = RoundingOf(DType::kBFloat16);
+  const Arithmetic arithmetic = ArithmeticOf(plan);
   for (int sample = 0; sample < 64; ++sample) {
     const int64_t r = static_cast<int64_t>(random() % static_cast<uint64_t>(c.p.m));
     const int64_t n = static_cast<int64_t>(random() % static_cast<uint64_t>(c.p.n));
@@ -219,7 +219,7 @@ bool Bench(int64_t k, int64_t n, Isa isa, const ThreadPool& pool, double bandwid
       const Operand operand = plan.operand;
       const auto run = [&] { Run(c.p, o, packed.get(), isa, pool, scratch.Data()); };
       run();
-      if (!Verify(c, operand)) return false;
+      if (!Verify(c, plan)) return false;
       const Times us = Time(run);
       const double gb = static_cast<double>(bytes) / us.fastest / 1e3;
       const double flops = 2e-3 * static_cast<double>(m * k * n) / us.fastest;

@@ -89,8 +89,9 @@ void MultiplyWith(const Rows& rows, const Panel& panel, bool widen, float* c, Ti
   const RowTiles tiles(rows.count, TilesT::kMr / rows.digits);
   const int64_t digits = rows.digits;
   const int64_t scale_depth = panel.block ? panel.block : panel.k;
-  // One tile reads W once, in pieces as long as scales allow.
-  const int64_t most = tiles.count == 1 && !widen ? panel.k : int64_t{kKBlock} * kDepth;
+  // One tile reads W once, in pieces as long as scales allow; and integers are corrected for a whole block.
+  const bool whole = (tiles.count == 1 && !widen) || (kOperand == Operand::kInt8 && panel.block != 0);
+  const int64_t most = whole ? panel.k : int64_t{kKBlock} * kDepth;
   const int64_t sharers = std::min(tiles.count, kSharers);
   MicroArguments arguments{};
   arguments.next_step = kTile.nr * kDepth * static_cast<int64_t>(SizeOf(panel.tw)) / sharers;

@@ -1,4 +1,4 @@
-// The kernels for Isa::kAmx.
+// The kernels for Isa::kAmx: those of AVX-512, with products on matrix registers where there are rows enough.
 #if defined(__x86_64__)
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/plan.h"
@@ -10,9 +10,20 @@ constexpr Isa kThisIsa = Isa::kAmx;
 }
 }  // namespace qkvgemm::cpu
 
+#include "ops/cpu/matrix-inl.h"
 #include "ops/cpu/qkv_gemm-inl.h"
 
 namespace qkvgemm::cpu {
-const Kernels& AmxKernels() { return kKernels; }
+namespace {
+
+constexpr Kernels kMatrixKernels = [] {
+  Kernels kernels = kKernels;
+  kernels.multiply = MultiplyOnMatrices;
+  kernels.spin = SpinOnMatrices;
+  return kernels;
+}();
+
+}  // namespace
+const Kernels& AmxKernels() { return kMatrixKernels; }
 }  // namespace qkvgemm::cpu
 #endif  // __x86_64__

@@ -61,6 +61,7 @@ struct ExpectedRow {
 inline Expectation Expect(Case& c, const ExpectedRow& expected, int64_t column,
                           const Arithmetic& arithmetic) {
   Sums sums;
+  sums.row = expected.largest;
   double widest = 0;
   for (int64_t k = 0; k < c.p.k; ++k) {
     const double weight = c.Weight(k, column), product = expected.row[k] * weight;
