@@ -23,16 +23,16 @@ export type Variance = 'deviations' | 'moments';
 
 /**
  * What a kernel's products are of: floats; T; T, or TensorFloat32 where T is float; on CPUs with instructions for them,
- * int8 weights with rows in fixed point (`digits`), or also int8 and bfloat16 weights with rows rounded to bfloat16
- * where there are more than `EXACT_ROWS` of them (`bfloat16`).
+ * int8 weights with rows in fixed point (`digits`), and also bfloat16 weights with rows rounded to bfloat16 where there
+ * are more than `EXACT_ROWS` of them (`bfloat16`).
  */
 export type Products = 'float32' | 'T' | 'TF32' | 'digits' | 'bfloat16';
 
-/** Rows that are not rounded to bfloat16: kExactRows in ops/cpu/plan.h. */
+/** Rows that are not rounded more than float32 is: kExactRows in ops/cpu/plan.h. */
 const EXACT_ROWS = 4;
 
-/** Half a step of fixed point in three digits, of the row's largest value: kExactDigits in ops/cpu/plan.h. */
-const HALF_STEP = 0.5 / (127 * 65536);
+/** Half a step of fixed point, of a row's largest value, in three digits and in two: kExactDigits in ops/cpu/plan.h. */
+const HALF_STEP = { exact: 0.5 / (127 * 65536), few: 0.5 / (127 * 256) };
 
 /**
  * Outputs by name.
@@ -75,9 +75,9 @@ export function reference(
   const rounding = ROUNDING[input.type];
   if (!rounding) throw new Error(`no rounding for element type ${input.type}`);
 
-  const rowsRounded = roundsRows(spec, operands, products) ? 2 ** -8 : 0;
+  const rowsRounded = roundsRows(spec, operands, products);
+  const inBfloat16 = rowsRounded && operands.weight?.type === DataType.bfloat16 ? 2 ** -8 : 0;
   const fixedPoint =
-    rowsRounded === 0 &&
     operands.weight?.type === DataType.int8 &&
     !spec.activationQuant &&
     (products === 'digits' || products === 'bfloat16');
@@ -107,8 +107,8 @@ export function reference(
     normalised.forEach(({ value, error }, i) => set(norm, row * k + i, value, error));
     const terms = spec.activationQuant ? quantise(normalised) : normalised;
     const largest = terms.reduce((most, { value }) => Math.max(most, Math.abs(value)), 0);
-    const step = fixedPoint ? HALF_STEP * largest : 0;
-    const scaling = rowsRounded + (fixedPoint ? 3 * U : 0);
+    const step = fixedPoint ? HALF_STEP[rowsRounded ? 'few' : 'exact'] * largest : 0;
+    const scaling = inBfloat16 + (fixedPoint ? 3 * U : 0);
     let column = 0;
     outputs.forEach((output, s) => {
       const width = splits[s] ?? 0;
@@ -132,13 +132,18 @@ export function reference(
   return Object.fromEntries(named.map(([name, output]) => [name, output ?? empty(0)]));
 }
 
-/** Does a kernel with such products round normalised rows to bfloat16? */
+/** Does a kernel with such products round normalised rows, to bfloat16 or to two digits? */
 export function roundsRows(spec: QkvGemmSpec, operands: Operands, products: Products): boolean {
   const { input, weight } = operands;
-  if (products !== 'bfloat16' || !input || !weight) return false;
+  if (!input || !weight) return false;
   const rows = input.dims.slice(0, -1).reduce((product, dim) => product * dim, 1);
-  const ofInt8 = weight.type === DataType.int8 && !spec.activationQuant;
-  return rows > EXACT_ROWS && (ofInt8 || weight.type === DataType.bfloat16);
+  if (rows <= EXACT_ROWS) return false;
+  if (weight.type === DataType.bfloat16) return products === 'bfloat16';
+  return (
+    weight.type === DataType.int8 &&
+    !spec.activationQuant &&
+    (products === 'digits' || products === 'bfloat16')
+  );
 }
 
 /** The weight that int8 stands for, [K, N]. */

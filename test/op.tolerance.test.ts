@@ -139,7 +139,7 @@ const mistakes: Record<string, Mistake> = {
     const right = cpuReference(spec, operands);
     const { input } = operands;
     if (!input || input.type === float || !right.norm) return undefined;
-    // Where rows are rounded to bfloat16 already, another rounding is lost in it.
+    // Where rows are rounded already, another rounding may be lost in it.
     if (roundsRows(spec, operands, cpuProducts())) return undefined;
     const rounded = roundTo(new Float32Array(right.norm.values), input.type);
     const plain: QkvGemmSpec = { ...spec, norm: 'none', emitNorm: false };

@@ -138,7 +138,7 @@ void MicroKernel(const MicroArguments& arguments) {
       }
     }
   };
-  if constexpr (L::kType == DType::kInt8 || kOperand == Operand::kFloat)
+  if constexpr (kOperand != Operand::kBFloat16)
     if (arguments.scale != nullptr) {
       if (kOperand == Operand::kInt8 && arguments.zero_point != nullptr)
         return leave.template operator()<Leave::kScaledLessZeroPoint>();
@@ -170,7 +170,7 @@ MicroKernelFn Pick(int rows) {
 template <Operand kOperand>
 MicroKernelFn PackedKernel(const Panel& panel, int rows) {
   return WithLayout<kOperand>(panel.tw, [&]<typename L>(L) {
-    if constexpr (L::kType == DType::kInt8 && kOperand != Operand::kInt8)
+    if constexpr (L::kType == DType::kInt8 && kOperand == Operand::kFloat)
       if (panel.zero_point != nullptr) return Pick<kOperand, L, true, Prefetch::kStream>(rows);
     return Pick<kOperand, L, false, Prefetch::kStream>(rows);
   });

@@ -12,6 +12,8 @@ constexpr int64_t kMinTaskMacs = 1 << 18;
 constexpr int64_t kSerialNormElements = 1 << 15;
 // Rows up to which memory decides, and broadcast rows cost less than filling matrix registers.
 constexpr int64_t kMinMatrixRows = 8;
+// Register tiles of rows for each of which weights are widened anew: more are cheaper with a copy in cache.
+constexpr int kTilesThatWiden = 2;
 constexpr Choice kChoices[] = {{},
                                {.tasks_per_thread = 1},
                                {.tasks_per_thread = 2},
@@ -23,16 +25,14 @@ constexpr Choice kChoices[] = {{},
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-Operand OperandOf(const Problem& problem, const WeightFormat& format, Isa isa) {
-  if (format.group == 1) return Operand::kFloat;
-  const Operand exact = problem.tw == DType::kInt8 ? Operand::kInt8 : Operand::kFloat;
-  if (problem.activation_quant || !DotOf(isa).bfloat16 || problem.m <= kExactRows) return exact;
-  return Operand::kBFloat16;
+Operand OperandOf(const Problem& problem, const WeightFormat& format) {
+  if (format.group == 4) return Operand::kInt8;
+  return format.group == 2 && problem.m > kExactRows ? Operand::kBFloat16 : Operand::kFloat;
 }
 
-// Does a column of W need another form before it is multiplied as `operand`?
-bool Widens(const Problem& problem, Operand operand) {
-  return SizeOf(problem.tw) * static_cast<size_t>(DepthOf(operand)) != sizeof(uint32_t);
+int DigitsOf(const Problem& problem, Operand operand) {
+  if (operand != Operand::kInt8 || problem.activation_quant) return 1;
+  return problem.m <= kExactRows || problem.k > kMaxFewDigitsDepth ? kExactDigits : kFewDigits;
 }
 
 }  // namespace
@@ -54,8 +54,8 @@ Plan MakePlan(const Problem& problem, Isa isa, int threads, const Choice& choice
   plan.tile = TileOf(isa);
   plan.panels = CeilDiv(problem.n, plan.tile.nr);
   const WeightFormat format = FormatOf(problem, isa);
-  plan.operand = OperandOf(problem, format, isa);
-  plan.digits = plan.operand == Operand::kInt8 && !problem.activation_quant ? kExactDigits : 1;
+  plan.operand = OperandOf(problem, format);
+  plan.digits = DigitsOf(problem, plan.operand);
   const int depth = DepthOf(plan.operand);
   plan.matrix =
       DotOf(isa).matrix && plan.operand != Operand::kFloat && problem.m > kMinMatrixRows &&
@@ -63,17 +63,16 @@ Plan MakePlan(const Problem& problem, Isa isa, int threads, const Choice& choice
   if (plan.matrix) plan.tile.mr = kMatrixRows;
   // As few passes as the scratch allows, or a multiple, but none for less than two register tiles.
   const int64_t most_rows =
-      plan.matrix ? std::clamp<int64_t>(kMatrixRowBytes * depth / 4 / std::max<int64_t>(format.k, 1),
-                                        2 * kMatrixRows, kMaxRowBlock)
-                  : kMaxRowBlock / plan.digits;
+      plan.matrix
+          ? std::clamp<int64_t>(kMatrixRowBytes * depth / 4 / plan.digits / std::max<int64_t>(format.k, 1),
+                                2 * TileRows(plan), kMaxRowBlock / plan.digits)
+          : kMaxRowBlock / plan.digits;
   const int64_t fewest = std::max<int64_t>(1, CeilDiv(problem.m, most_rows));
   const int64_t most = std::max(fewest, problem.m / (2 * TileRows(plan)));
   plan.row_blocks = std::min(fewest * choice.row_blocks, most);
   plan.block_rows = CeilDiv(problem.m, plan.row_blocks);
-  // bfloat16 products leave room for the integer instructions that widen int8, float ones for a few rows
-  // only.
-  plan.widen = Widens(problem, plan.operand) &&
-               (plan.matrix || (plan.operand == Operand::kFloat && plan.block_rows > 2 * plan.tile.mr));
+  plan.widen = plan.operand == Operand::kFloat && problem.tw != DType::kFloat &&
+               plan.block_rows > kTilesThatWiden * plan.tile.mr;
   plan.parallel_norm =
       threads > 1 && plan.block_rows > 1 &&
       (choice.norm == Choice::Norm::kBySize ? plan.block_rows * problem.k > kSerialNormElements

@@ -52,11 +52,16 @@ constexpr int kMaxRowBlock = 640;
 // Matrix registers take rows faster than a third cache level gives them: those of a block are to fit into
 // half of a second one (2 MB on processors with AMX).
 constexpr int64_t kMatrixRowBytes = 1 << 20;
-// A row's elements in fixed point of its largest: 24 bits, as exact as float, are three digits of int8, which
-// dot products multiply with int8 weights as they are. One digit is what activation_quant rounds to.
+// int8 weights are multiplied as they are by dot products of int8: with a row in fixed point of its largest
+// element, cut into digits of 8 bits. One digit is what activation_quant rounds to. Three are as exact as
+// float. Two are off by 2^-16 of the largest, at the cost of a product of bfloat16, whose rounding to 2^-8 of
+// each element is more in sum where sqrt(K) < 2^8: the largest is at most sqrt(K) times the mean square's
+// root.
 constexpr int kExactDigits = 3;
+constexpr int kFewDigits = 2;
+constexpr int64_t kMaxFewDigitsDepth = 1 << 16;
 // Up to so many rows, memory gives int8 weights no faster than three digits are multiplied, and bfloat16 ones
-// no faster than in float: rounding rows to bfloat16 would gain nothing.
+// no faster than in float: rounding rows more would gain nothing.
 constexpr int kExactRows = 4;
 // Products of int8 that an int32 can sum up: 127 * 255 each.
 constexpr int64_t kMaxInt8Depth = 1 << 16;

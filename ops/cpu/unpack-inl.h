@@ -25,22 +25,6 @@ template <Operand kOperand>
 using NativeLayout = std::conditional_t<kOperand == Operand::kFloat, Floats,
                                         std::conditional_t<kOperand == Operand::kBFloat16, Pairs, Quads>>;
 
-// int8 number `kByte` of each lane, as float.
-template <int kByte>
-Vec ByteOf(Lanes quads) {
-  return quads.Left<24 - 8 * kByte>().template SignedRight<24>().ToFloat();
-}
-
-// Packed weights of four k as int8.
-Lanes Signed(Lanes quads) {
-  return DotOf(kThisIsa).unsigned_weights ? quads ^ Lanes::Set(0x80808080u) : quads;
-}
-
-// Two floats that are bfloat16 already, as one lane.
-Lanes PairOf(Vec even, Vec odd) {
-  return Lanes::OfFloat(even).Right<16>() | (Lanes::OfFloat(odd) & Lanes::Set(0xffff0000u));
-}
-
 // The factors of kLanes columns at p for the k of one group: one for each step of the product.
 template <Operand kOperand, typename L>
 struct Unpack {
@@ -56,16 +40,11 @@ struct Unpack {
     } else if constexpr (L::kGroup == 1) {
       using E = Element<L::kType>;
       factors[0] = less(E::Load(reinterpret_cast<const typename E::Type*>(p)));
-    } else if constexpr (std::is_same_v<L, Pairs>) {
+    } else {
+      static_assert(std::is_same_v<L, Pairs>);
       const Lanes pairs = Lanes::Load(p);
       factors[0] = pairs.template Left<16>().AsFloat();
       factors[1] = (pairs & Lanes::Set(0xffff0000u)).AsFloat();
-    } else {
-      const Lanes quads = Signed(Lanes::Load(p));
-      const Vec bytes[4] = {less(ByteOf<0>(quads)), less(ByteOf<1>(quads)), less(ByteOf<2>(quads)),
-                            less(ByteOf<3>(quads))};
-      // Exact: |weight - zero point| <= 255 has no more than the 8 bits of a bfloat16's mantissa.
-      for (int i = 0; i < 2; ++i) factors[i] = PairOf(bytes[2 * i], bytes[2 * i + 1]);
     }
   }
 };
@@ -81,10 +60,9 @@ auto WithLayout(DType type, const Fn& fn) {
     if constexpr (!DotOf(kThisIsa).bfloat16)
       if (type == DType::kBFloat16) return fn(Layout<DType::kBFloat16, 1>{});
     return fn(Floats{});
-  } else if constexpr (kOperand == Operand::kBFloat16) {
-    return type == DType::kInt8 ? fn(Quads{}) : fn(Pairs{});
   } else {
-    return fn(Quads{});
+    (void)type;
+    return fn(NativeLayout<kOperand>{});
   }
 }
 

@@ -8,9 +8,10 @@ namespace qkvgemm::support {
 
 inline Arithmetic ArithmeticOf(const cpu::Plan& plan) {
   Arithmetic arithmetic;
-  // Rows are rounded; bfloat16 and int8 weights are exact in bfloat16.
+  // Rows are rounded, weights are exact.
   if (plan.operand == cpu::Operand::kBFloat16) arithmetic.operand = RoundingOf(DType::kBFloat16);
-  if (plan.digits == 3) arithmetic.fixed_point = 0.5 / (127.0 * 65536.0);
+  // Half a step of the last digit, where the largest value has 127 in the first.
+  if (plan.digits > 1) arithmetic.fixed_point = 0.5 / 127.0 / (plan.digits == 2 ? 0x1p8 : 0x1p16);
   return arithmetic;
 }
 
