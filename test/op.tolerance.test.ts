@@ -17,7 +17,8 @@ import { DataType, dataTypeName } from '../ts/onnx/tensor.js';
 import { withQkvGemm } from '../ts/session/index.js';
 import { NORMS, T } from './support/op_cases.js';
 import { mismatches, reference, roundsRows, type Expected } from '../models/qkv_gemm_reference.js';
-import { cpuProducts, cpuReference } from './support/cpu_reference.js';
+import { cpuProducts } from '../scripts/bench/rounding.js';
+import { cpuReference } from './support/cpu_reference.js';
 import { quiet } from './support/run.js';
 import { runOp } from './support/run_op.js';
 
