@@ -52,32 +52,29 @@ void Finish(const Rows& rows, const Panel& panel, float* c) {
     }
 }
 
-// The panel's k in [begin, begin + depth), within one block of scales, in the operand's own form.
-template <Operand kOperand>
+// The panel's k in [begin, begin + depth), within one block of scales, as float.
 void Widen(const Panel& panel, const float* zero_point, int64_t begin, int64_t depth, uint32_t* target) {
-  WithLayout<kOperand>(panel.tw, [&]<typename L>(L) {
-    using U = Unpack<kOperand, L>;
+  const auto widen = [&]<typename L, bool kZeroPoint>() {
+    using U = Unpack<Operand::kFloat, L>;
     constexpr int kVectorBytes = kLanes * L::kGroup * static_cast<int>(SizeOf(L::kType));
     const char* w = WeightAt(panel, begin);
-    const auto widen = [&]<bool kZeroPoint>() {
-      Vec zero[kVectors] = {};
-      for (int v = 0; kZeroPoint && v < kVectors; ++v) zero[v] = Vec::Load(zero_point + v * kLanes);
-      for (int64_t g = 0; g < depth / L::kGroup; ++g, w += kVectors * kVectorBytes)
-        for (int v = 0; v < kVectors; ++v) {
-          typename U::Factor factors[U::kSteps];
-          U::template Load<kZeroPoint>(w + v * kVectorBytes, zero[v], factors);
-          for (int s = 0; s < U::kSteps; ++s) {
-            uint32_t* to = target + (g * U::kSteps + s) * kTile.nr + v * kLanes;
-            if constexpr (std::is_same_v<typename U::Factor, Lanes>) {
-              factors[s].Store(to);
-            } else {
-              Lanes::OfFloat(factors[s]).Store(to);
-            }
-          }
-        }
-    };
-    if (L::kType == DType::kInt8 && zero_point != nullptr) return widen.template operator()<true>();
-    widen.template operator()<false>();
+    Vec zero[kVectors] = {};
+    for (int v = 0; kZeroPoint && v < kVectors; ++v) zero[v] = Vec::Load(zero_point + v * kLanes);
+    uint32_t* to = target;
+    for (int64_t k = 0; k < depth; k += L::kGroup)
+      for (int v = 0; v < kVectors; ++v, w += kVectorBytes) {
+        Vec factors[U::kSteps];
+        U::template Load<kZeroPoint>(w, zero[v], factors);
+        for (int s = 0; s < U::kSteps; ++s, to += kLanes) Lanes::OfFloat(factors[s]).Store(to);
+      }
+  };
+  WithLayout<Operand::kFloat>(panel.tw, [&]<typename L>(L) {
+    // Plans multiply pairs as they are.
+    if constexpr (!std::is_same_v<L, Pairs>) {
+      if constexpr (L::kType == DType::kInt8)
+        if (zero_point != nullptr) return widen.template operator()<L, true>();
+      widen.template operator()<L, false>();
+    }
   });
 }
 
@@ -102,7 +99,8 @@ void MultiplyWith(const Rows& rows, const Panel& panel, bool widen, float* c, Ti
     depth = std::min({most, (b + 1) * scale_depth - k0, panel.k - k0});
     arguments.zero_point = panel.zero_point ? panel.zero_point + b * panel.stride : nullptr;
     arguments.scale = panel.block ? panel.scale + b * panel.stride : nullptr;
-    if (widen) Widen<kOperand>(panel, arguments.zero_point, k0, depth, wide);
+    if constexpr (kOperand == Operand::kFloat)
+      if (widen) Widen(panel, arguments.zero_point, k0, depth, wide);
     arguments.weight = widen ? reinterpret_cast<const char*>(wide) : WeightAt(panel, k0);
     arguments.accumulate = k0 > 0;
     // The next block of this panel, or the first of the next panel, lies right behind. (Past the last one
