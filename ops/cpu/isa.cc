@@ -6,6 +6,10 @@
 #include <cpuid.h>
 #endif
 #if defined(__linux__)
+#if defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -16,8 +20,8 @@ namespace qkvgemm::cpu {
 namespace {
 
 // From the slowest to the fastest.
-constexpr Isa kAll[] = {Isa::kScalar,     Isa::kAvx2,       Isa::kAvxVnni, Isa::kAvx512,
-                        Isa::kAvx512Vnni, Isa::kAvx512Bf16, Isa::kAmx};
+constexpr Isa kAll[] = {Isa::kScalar,     Isa::kAvx2, Isa::kAvxVnni, Isa::kAvx512, Isa::kAvx512Vnni,
+                        Isa::kAvx512Bf16, Isa::kAmx,  Isa::kNeon,    Isa::kNeonDot};
 
 #if defined(__x86_64__)
 // Clang before 19 has no __builtin_cpu_supports("f16c"). The registers are AVX's, which is asked for beside
@@ -70,6 +74,10 @@ const char* IsaName(Isa isa) {
       return "avx512_bf16";
     case Isa::kAmx:
       return "amx";
+    case Isa::kNeon:
+      return "neon";
+    case Isa::kNeonDot:
+      return "neon_dot";
   }
   return "unknown";
 }
@@ -95,6 +103,17 @@ bool IsaSupported(Isa isa) {
     case Isa::kAmx:
       return IsaSupported(Isa::kAvx512Bf16) && Leaf7(0, kEdx, 22) && Leaf7(0, kEdx, 24) &&
              Leaf7(0, kEdx, 25) && MatrixStatePermitted();
+    default:
+      return false;
+#elif defined(__aarch64__)
+    case Isa::kNeon:
+      return true;
+    case Isa::kNeonDot:
+#if defined(__linux__)
+      return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#endif
+    default:
+      return false;
 #else
     default:
       return false;

@@ -29,12 +29,15 @@ constexpr Dot DotOf(Isa isa) {
     case Isa::kScalar:
     case Isa::kAvx2:
     case Isa::kAvx512:
+    case Isa::kNeon:
       break;
     case Isa::kAvxVnni:
     case Isa::kAvx512Vnni:
       return {.bfloat16 = false, .int8 = true, .unsigned_weights = true, .matrix = false};
     case Isa::kAvx512Bf16:
       return {.bfloat16 = true, .int8 = true, .unsigned_weights = true, .matrix = false};
+    case Isa::kNeonDot:
+      return {.bfloat16 = false, .int8 = true, .unsigned_weights = false, .matrix = false};
     case Isa::kAmx:
       return {.bfloat16 = true, .int8 = true, .unsigned_weights = true, .matrix = true};
   }

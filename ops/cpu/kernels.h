@@ -73,6 +73,8 @@ const Kernels& Avx512Kernels();
 const Kernels& Avx512VnniKernels();
 const Kernels& Avx512Bf16Kernels();
 const Kernels& AmxKernels();
+const Kernels& NeonKernels();
+const Kernels& NeonDotKernels();
 const Kernels& KernelsOf(Isa isa);
 
 }  // namespace qkvgemm::cpu

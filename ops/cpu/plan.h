@@ -30,6 +30,9 @@ constexpr Tile TileOf(Isa isa) {
     case Isa::kAvx2:
     case Isa::kAvxVnni:
       return {16, 6};  // 12 of 16 registers accumulate, 2 hold W, 1 a broadcast row
+    case Isa::kNeon:
+    case Isa::kNeonDot:
+      return {16, 6};  // 24 of 32 registers accumulate, 4 hold W, 1 a broadcast row
     case Isa::kScalar:
       break;
   }

@@ -12,10 +12,10 @@
 namespace qkvgemm::cpu {
 
 const Kernels& KernelsOf(Isa isa) {
-#if defined(__x86_64__)
   switch (isa) {
     case Isa::kScalar:
-      break;
+      return ScalarKernels();
+#if defined(__x86_64__)
     case Isa::kAvx2:
       return Avx2Kernels();
     case Isa::kAvxVnni:
@@ -28,9 +28,15 @@ const Kernels& KernelsOf(Isa isa) {
       return Avx512Bf16Kernels();
     case Isa::kAmx:
       return AmxKernels();
-  }
+#elif defined(__aarch64__)
+    case Isa::kNeon:
+      return NeonKernels();
+    case Isa::kNeonDot:
+      return NeonDotKernels();
 #endif
-  (void)isa;
+    default:
+      break;
+  }
   return ScalarKernels();
 }
 

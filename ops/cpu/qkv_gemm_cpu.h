@@ -19,6 +19,8 @@ enum class Isa : uint8_t {
   kAvx512Vnni,  // with products of int8
   kAvx512Bf16,  // with products of int8 and bfloat16
   kAmx,         // the same on matrix registers
+  kNeon,        // of 64-bit Arm
+  kNeonDot,     // with products of int8
 };
 
 const char* IsaName(Isa isa);

@@ -10,6 +10,7 @@ const PRODUCTS: Record<string, Products> = {
   avx512_vnni: 'digits',
   avx512_bf16: 'bfloat16',
   amx: 'bfloat16',
+  neon_dot: 'digits',
 };
 
 export function cpuProducts(): Products {

@@ -380,7 +380,7 @@ int main(int argc, char** argv) {
   TestConversions();
   TestPlan();
   for (Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvxVnni, Isa::kAvx512, Isa::kAvx512Vnni, Isa::kAvx512Bf16,
-                  Isa::kAmx}) {
+                  Isa::kAmx, Isa::kNeon, Isa::kNeonDot}) {
     if (argc > 2 && std::string_view(argv[2]) != IsaName(isa)) continue;
     if (!IsaSupported(isa)) {
       std::printf("%s: this processor lacks it, not tested\n", IsaName(isa));

@@ -4,7 +4,17 @@ import { reference, type Expected } from '../../models/qkv_gemm_reference.js';
 import { cpuProducts } from '../../scripts/bench/rounding.js';
 
 /** All that QKVGEMM_ISA may name. */
-export const INSTRUCTION_SETS = ['scalar', 'avx2', 'avx_vnni', 'avx512', 'avx512_vnni', 'avx512_bf16', 'amx'];
+export const INSTRUCTION_SETS = [
+  'scalar',
+  'avx2',
+  'avx_vnni',
+  'avx512',
+  'avx512_vnni',
+  'avx512_bf16',
+  'amx',
+  'neon',
+  'neon_dot',
+];
 
 export function cpuReference(spec: QkvGemmSpec, operands: Operands): Record<string, Expected> {
   return reference(spec, operands, 'deviations', cpuProducts());
