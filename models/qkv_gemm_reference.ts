@@ -21,8 +21,18 @@ const ROUNDING: Record<number, { relative: number; smallest: number }> = {
 /** How statistics are taken: from the deviations, or as E[x²] - E[x]², as ONNX Runtime's LayerNormalization does. */
 export type Variance = 'deviations' | 'moments';
 
-/** What a kernel's products are of: floats; T; T, or TensorFloat32 where T is float. */
-export type Products = 'float32' | 'T' | 'TF32';
+/**
+ * What a kernel's products are of: floats; T; T, or TensorFloat32 where T is float; on CPUs with instructions for them,
+ * int8 weights with rows in fixed point (`digits`), and also bfloat16 weights with rows rounded to bfloat16 where there
+ * are more than `EXACT_ROWS` of them (`bfloat16`).
+ */
+export type Products = 'float32' | 'T' | 'TF32' | 'digits' | 'bfloat16';
+
+/** Rows that are not rounded more than float32 is: kExactRows in ops/cpu/plan.h. */
+const EXACT_ROWS = 4;
+
+/** Half a step of fixed point, of a row's largest value, in three digits and in two: kExactDigits in ops/cpu/plan.h. */
+const HALF_STEP = { exact: 0.5 / (127 * 65536), few: 0.5 / (127 * 256) };
 
 /**
  * Outputs by name.
@@ -44,7 +54,8 @@ export type Products = 'float32' | 'T' | 'TF32';
  * - At last the result is rounded to T: u_T times its magnitude, or half the smallest subnormal.
  * - A kernel that multiplies in T (`products`) rounds one operand of each product to it, gamma in the weights or the
  *   normalised element: u_T times |n gamma w|, which is at most (|v| + |beta|) |w|. One that multiplies floats in
- *   TensorFloat32 rounds both, each by 2^-11.
+ *   TensorFloat32 rounds both, each by 2^-11. One that rounds the row to bfloat16 costs 2^-8 |v w|; one that has it in
+ *   fixed point half a step |w|, and 3 u |v w| for scaling.
  *
  * For K = 40 the product's part is 3e-6 of the sum of magnitudes: far below any one term, which is what a test needs.
  */
@@ -64,10 +75,20 @@ export function reference(
   const rounding = ROUNDING[input.type];
   if (!rounding) throw new Error(`no rounding for element type ${input.type}`);
 
+  const rowsRounded = roundsRows(spec, operands, products);
+  const inBfloat16 = rowsRounded && operands.weight?.type === DataType.bfloat16 ? 2 ** -8 : 0;
+  const fixedPoint =
+    operands.weight?.type === DataType.int8 &&
+    !spec.activationQuant &&
+    (products === 'digits' || products === 'bfloat16');
   const operand =
-    input.type === DataType.float
-      ? { float32: 0, T: 0, TF32: 2 * 2 ** -11 }[products]
-      : { float32: 0, T: rounding.relative, TF32: rounding.relative }[products];
+    products === 'T' || (products === 'TF32' && input.type !== DataType.float)
+      ? input.type === DataType.float
+        ? 0
+        : rounding.relative
+      : products === 'TF32'
+        ? 2 * 2 ** -11
+        : 0;
 
   const empty = (width: number): Expected => ({
     dims: [...lead, width],
@@ -85,6 +106,9 @@ export function reference(
     const normalised = normalise(spec, operands, input.values.subarray(row * k, (row + 1) * k), variance);
     normalised.forEach(({ value, error }, i) => set(norm, row * k + i, value, error));
     const terms = spec.activationQuant ? quantise(normalised) : normalised;
+    const largest = terms.reduce((most, { value }) => Math.max(most, Math.abs(value)), 0);
+    const step = fixedPoint ? HALF_STEP[rowsRounded ? 'few' : 'exact'] * largest : 0;
+    const scaling = inBfloat16 + (fixedPoint ? 3 * U : 0);
     let column = 0;
     outputs.forEach((output, s) => {
       const width = splits[s] ?? 0;
@@ -96,7 +120,7 @@ export function reference(
           sum += value * weight;
           magnitude += Math.abs(value * weight);
           const rounded = operand * (Math.abs(value) + Math.abs(operands.beta?.values[at] ?? 0));
-          carried += (error + rounded) * Math.abs(weight);
+          carried += (error + rounded + step + scaling * Math.abs(value)) * Math.abs(weight);
         });
         const error = carried + (k + 4) * U * magnitude + U * Math.abs(sum + bias);
         set(output, row * width + i, sum + bias, error);
@@ -106,6 +130,20 @@ export function reference(
   const all = [outputs[0], norm, ...outputs.slice(1)];
   const named = outputNames(spec).flatMap((name, slot) => (name === '' ? [] : [[name, all[slot]] as const]));
   return Object.fromEntries(named.map(([name, output]) => [name, output ?? empty(0)]));
+}
+
+/** Does a kernel with such products round normalised rows, to bfloat16 or to two digits? */
+export function roundsRows(spec: QkvGemmSpec, operands: Operands, products: Products): boolean {
+  const { input, weight } = operands;
+  if (!input || !weight) return false;
+  const rows = input.dims.slice(0, -1).reduce((product, dim) => product * dim, 1);
+  if (rows <= EXACT_ROWS) return false;
+  if (weight.type === DataType.bfloat16) return products === 'bfloat16';
+  return (
+    weight.type === DataType.int8 &&
+    !spec.activationQuant &&
+    (products === 'digits' || products === 'bfloat16')
+  );
 }
 
 /** The weight that int8 stands for, [K, N]. */

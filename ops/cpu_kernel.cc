@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstring>
 #include <fstream>
@@ -41,6 +42,27 @@ struct OrtThreads {
     } else {
       self->api.ReleaseStatus(status);
     }
+  }
+};
+
+// Threads of its own, for work that comes before ONNX Runtime lends any: a kernel is made without its pool.
+constexpr int kMaxPackingThreads = 8;  // as many as saturate memory
+struct StartedThreads {
+  int count = 1;
+
+  static void Run(void* state, size_t count, void (*fn)(void*, size_t), void* argument) {
+    std::atomic<size_t> next{0};
+    const auto work = [&] {
+      for (size_t i; (i = next++) < count;) fn(argument, i);
+    };
+    std::vector<std::thread> started;
+    try {
+      started.reserve(static_cast<size_t>(static_cast<StartedThreads*>(state)->count));
+      for (int t = 1; t < static_cast<StartedThreads*>(state)->count; ++t) started.emplace_back(work);
+    } catch (const std::exception&) {  // no more threads to be had: those that are there do it
+    }
+    work();
+    for (std::thread& thread : started) thread.join();
   }
 };
 
@@ -129,7 +151,13 @@ void CpuKernel::PackConstants() {
     throw std::runtime_error(
         "out of memory: input 1 'weight' takes " + std::to_string(bytes) +
         " bytes in the form that the kernel reads; free some, or store it in fewer bits");
-  cpu::Pack(problem, operands, isa_, cpu::ThreadPool{}, packed_.get());
+  // Less is packed before threads have started.
+  constexpr size_t kMinParallelBytes = size_t{4} << 20;
+  StartedThreads threads;
+  const bool parallel = threads_ > 1 && bytes >= kMinParallelBytes;
+  const cpu::ThreadPool pool{&threads, std::min(threads_, kMaxPackingThreads), StartedThreads::Run};
+  threads.count = pool.threads;
+  cpu::Pack(problem, operands, isa_, parallel ? pool : cpu::ThreadPool{}, packed_.get());
 }
 
 cpu::Choice CpuKernel::ChoiceFor(OrtKernelContext* context, const Problem& problem,

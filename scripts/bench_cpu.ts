@@ -113,7 +113,7 @@ if (
   console.log(
     '\nOf each row: samples are taken in turn over the five; a sample is one call, or several within 4 ms. "times stock" is the\n' +
       'stock graph\'s median over the row\'s in the same run. "error" is the largest difference from float64 with the stored\n' +
-      `weights at sampled rows and columns, of the largest output (more than ${TOLERANCE} ends the run); "against stock" is that of\n` +
+      `weights at sampled rows and columns, of the largest output (more than ${TOLERANCE}, and what rows are rounded, ends the run); "against stock" is that of\n` +
       'all outputs from the stock graph, so that it holds the rounding of the weights.',
   );
 }

@@ -1,6 +1,6 @@
-// Times the CPU kernels by themselves: verified against float64 on sampled results, then median of repeated
-// runs, with GB/s of weights, GFLOP/s, and a read of the same bytes and a chain-free multiply-add loop as the
-// machine's own limits.
+// Times the CPU kernels by themselves: verified against float64 on sampled results, then fastest and median
+// of repeated runs, with GB/s of weights and GFLOP/s beside the machine's own limits in the same run: a read
+// of memory, and products of registers.
 //
 //   qkvgemm_bench [threads] [K N]...
 #include <algorithm>
@@ -12,8 +12,10 @@
 #include <string>
 #include <thread>
 
+#include "ops/cpu/kernels.h"
 #include "ops/cpu/plan.h"
-#include "test/kernels/case.h"
+#include "test/kernels/check.h"
+#include "test/kernels/cpu_arithmetic.h"
 #include "test/kernels/pool.h"
 
 using namespace qkvgemm;
@@ -70,19 +72,24 @@ class SpinningPool {
   void* context_ = nullptr;
 };
 
+struct Times {
+  double fastest;  // microseconds
+  double median;
+};
+
 template <typename Fn>
-double MedianMicroseconds(const Fn& fn) {
+Times Time(const Fn& fn) {
   using Clock = std::chrono::steady_clock;
   fn();
   std::vector<double> times;
   const auto begin = Clock::now();
-  while (times.size() < 5 || (times.size() < 400 && Clock::now() - begin < std::chrono::milliseconds(500))) {
+  while (times.size() < 5 || (times.size() < 400 && Clock::now() - begin < std::chrono::milliseconds(400))) {
     const auto start = Clock::now();
     fn();
     times.push_back(std::chrono::duration<double, std::micro>(Clock::now() - start).count());
   }
-  std::nth_element(times.begin(), times.begin() + static_cast<long>(times.size() / 2), times.end());
-  return times[times.size() / 2];
+  std::sort(times.begin(), times.end());
+  return {times.front(), times[times.size() / 2]};
 }
 
 struct FreeDeleter {
@@ -103,77 +110,123 @@ double ReadBandwidth(const ThreadPool& pool) {
     size_t tasks;
     std::atomic<uint64_t>* sink;
   } context{buffer, words, 64, &sink};
-  const double us = MedianMicroseconds([&] {
-    pool.run(
-        pool.state, context.tasks,
-        [](void* c, size_t i) {
-          const auto& x = *static_cast<Context*>(c);
-          const size_t begin = x.words * i / x.tasks, end = x.words * (i + 1) / x.tasks;
-          uint64_t s[8] = {};
-          for (size_t j = begin; j + 8 <= end; j += 8)
-            for (size_t l = 0; l < 8; ++l) s[l] += x.data[j + l];
-          *x.sink += s[0] + s[1] + s[2] + s[3] + s[4] + s[5] + s[6] + s[7];
-        },
-        &context);
-  });
+  const double us = Time([&] {
+                      pool.run(
+                          pool.state, context.tasks,
+                          [](void* c, size_t i) {
+                            const auto& x = *static_cast<Context*>(c);
+                            const size_t begin = x.words * i / x.tasks, end = x.words * (i + 1) / x.tasks;
+                            uint64_t s[8] = {};
+                            for (size_t j = begin; j + 8 <= end; j += 8)
+                              for (size_t l = 0; l < 8; ++l) s[l] += x.data[j + l];
+                            *x.sink += s[0] + s[1] + s[2] + s[3] + s[4] + s[5] + s[6] + s[7];
+                          },
+                          &context);
+                    }).fastest;
   return static_cast<double>(words * 8) / us / 1e3;
 }
 
-bool Verify(Case& c) {
+// GFLOP/s that these threads reach on registers.
+double PeakOf(Operand operand, Isa isa, const ThreadPool& pool) {
+  struct Context {
+    Operand operand;
+    Isa isa;
+    std::atomic<int64_t> products;
+  } context{operand, isa, 0};
+  constexpr int64_t kSteps = 20000;
+  const size_t tasks = static_cast<size_t>(pool.threads);
+  const auto spin = [&] {
+    context.products = 0;
+    pool.run(
+        pool.state, tasks,
+        [](void* c, size_t) {
+          auto& x = *static_cast<Context*>(c);
+          uint32_t sink[kMaxNr] = {};
+          x.products += KernelsOf(x.isa).spin(x.operand, kSteps, sink);
+        },
+        &context);
+  };
+  const double us = Time(spin).fastest;
+  return 2e-3 * static_cast<double>(context.products) / us;
+}
+
+bool Verify(Case& c, const Plan& plan) {
   std::mt19937 random(1);
+  const Arithmetic arithmetic = ArithmeticOf(plan);
   for (int sample = 0; sample < 64; ++sample) {
     const int64_t r = static_cast<int64_t>(random() % static_cast<uint64_t>(c.p.m));
     const int64_t n = static_cast<int64_t>(random() % static_cast<uint64_t>(c.p.n));
-    const std::vector<double> row = c.NormRow(r);
-    double expected = c.c.Get(n), magnitude = 0;
-    for (int64_t k = 0; k < c.p.k; ++k) {
-      expected += row[k] * c.Weight(k, n);
-      magnitude += std::fabs(row[k] * c.Weight(k, n));
-    }
+    const Expectation expected = Expect(c, r, n, arithmetic);
     const double got = c.y[0].Get(r * c.p.n + n);
-    if (!(std::fabs(got - expected) <= 1e-5 * magnitude + 1e-5)) {
-      std::printf("wrong: m %lld n %lld is %g, expected %g\n", static_cast<long long>(r),
-                  static_cast<long long>(n), got, expected);
+    if (!Within(c.p.t, got, expected.value, expected.bound)) {
+      std::printf("wrong: m %lld n %lld is %g, expected %g within %g\n", static_cast<long long>(r),
+                  static_cast<long long>(n), got, expected.value, expected.bound);
       return false;
     }
   }
   return true;
 }
 
-bool Bench(int64_t k, int64_t n, const ThreadPool& pool, double bandwidth) {
-  std::string error;
-  Isa isa;
-  if (!SelectIsa(std::getenv("QKVGEMM_ISA"), &isa, &error)) {
-    std::printf("%s\n", error.c_str());
-    return false;
-  }
-  std::printf("\nK=%lld N=%lld, %s, %d threads, read bandwidth %.1f GB/s\n", static_cast<long long>(k),
-              static_cast<long long>(n), IsaName(isa), pool.threads, bandwidth);
-  std::printf("%-9s %6s %10s %8s %9s %6s\n", "weights", "M", "us", "GB/s", "GFLOP/s", "of BW");
-  const char* names[] = {"float32", "float16", "bfloat16", "int8"};
-  for (int type = 0; type < 4; ++type) {
+struct Form {
+  const char* name;
+  DType type;
+  bool activation_quant;
+  int64_t block;  // of scales; 0: a scale a column
+};
+constexpr Form kForms[] = {{"float32", DType::kFloat, false, 0},      {"float16", DType::kFloat16, false, 0},
+                           {"bfloat16", DType::kBFloat16, false, 0},  {"int8", DType::kInt8, false, 0},
+                           {"int8 by 64", DType::kInt8, false, 64},   {"int8 x int8", DType::kInt8, true, 0},
+                           {"the same by 64", DType::kInt8, true, 64}};
+
+bool Bench(int64_t k, int64_t n, Isa isa, const ThreadPool& pool, double bandwidth,
+           const double (&peaks)[3]) {
+  std::printf("\nK=%lld N=%lld, %s, %d threads, read bandwidth %.1f GB/s, GFLOP/s of registers: float %.0f",
+              static_cast<long long>(k), static_cast<long long>(n), IsaName(isa), pool.threads, bandwidth,
+              peaks[0]);
+  if (DotOf(isa).bfloat16) std::printf(", bfloat16 %.0f", peaks[1]);
+  if (DotOf(isa).int8) std::printf(", int8 %.0f", peaks[2]);
+  std::printf("\n%-14s %5s %-8s %10s %10s %8s %9s %6s %7s\n", "weights", "M", "as", "fastest us", "median us",
+              "GB/s", "GFLOP/s", "of BW", "of peak");
+  for (const Form& form : kForms) {
     Case c;
     c.p.k = k, c.p.n = n;
-    c.p.tw = static_cast<DType>(type);
+    c.p.tw = form.type;
+    c.p.activation_quant = form.activation_quant;
     c.splits = {n};
-    if (c.p.tw == DType::kInt8) c.p.scale_layout = ScaleLayout::kColumnGroups, c.p.scale_groups = n;
+    if (c.p.tw == DType::kInt8 && form.block == 0)
+      c.p.scale_layout = ScaleLayout::kColumnGroups, c.p.scale_groups = n;
+    if (form.block != 0) c.p.scale_layout = ScaleLayout::kBlocks, c.p.scale_block = form.block;
+    if (form.block != 0 && k % form.block != 0) continue;
     c.p.m = 512;
     std::mt19937 random(7);
     c.Fill(random);
     const Operands o = c.GetOperands();
     const size_t bytes = PackedBytes(c.p, isa);
     std::unique_ptr<void, FreeDeleter> packed(AllocatePacked(bytes));
-    Pack(c.p, o, isa, pool, packed.get());
-    Buffer scratch(ScratchBytes(c.p, isa, pool.threads, true));
-    for (int64_t m : {1, 4, 8, 14, 16, 24, 32, 64, 128, 512}) {
+    const double pack = Time([&] { Pack(c.p, o, isa, pool, packed.get()); }).fastest;
+    std::printf("%-14s packed in %.1f ms, %.1f GB/s\n", form.name, pack / 1e3,
+                static_cast<double>(bytes) / pack / 1e3);
+    size_t most = 0;
+    constexpr int64_t kRows[] = {1, 2, 4, 5, 8, 14, 16, 24, 32, 64, 128, 512};
+    for (int64_t m : kRows) {
       c.p.m = m;
+      most = std::max(most, ScratchBytes(c.p, isa, pool.threads, true));
+    }
+    Buffer scratch(most);
+    for (int64_t m : kRows) {
+      c.p.m = m;
+      const Plan plan = MakePlan(c.p, isa, pool.threads);
+      const Operand operand = plan.operand;
       const auto run = [&] { Run(c.p, o, packed.get(), isa, pool, scratch.Data()); };
       run();
-      if (!Verify(c)) return false;
-      const double us = MedianMicroseconds(run);
-      const double gb = static_cast<double>(bytes) / us / 1e3;
-      std::printf("%-9s %6lld %10.1f %8.1f %9.1f %5.0f%%\n", names[type], static_cast<long long>(m), us, gb,
-                  2e-3 * static_cast<double>(m * k * n) / us, 100 * gb / bandwidth);
+      if (!Verify(c, plan)) return false;
+      const Times us = Time(run);
+      const double gb = static_cast<double>(bytes) / us.fastest / 1e3;
+      const double flops = 2e-3 * static_cast<double>(m * k * n) / us.fastest;
+      constexpr const char* kNames[] = {"float", "bfloat16", "int8"};
+      std::printf("%-14s %5lld %-8s %10.1f %10.1f %8.1f %9.1f %5.0f%% %6.0f%%\n", form.name,
+                  static_cast<long long>(m), kNames[static_cast<int>(operand)], us.fastest, us.median, gb,
+                  flops, 100 * gb / bandwidth, 100 * flops * plan.digits / peaks[static_cast<int>(operand)]);
     }
   }
   return true;
@@ -184,12 +237,18 @@ bool Bench(int64_t k, int64_t n, const ThreadPool& pool, double bandwidth) {
 int main(int argc, char** argv) {
   const int threads = argc > 1 ? std::atoi(argv[1]) : 2;
   SpinningPool pool(std::max(1, threads));
-  const double bandwidth = ReadBandwidth(pool.pool);
-  bool ok = true;
-  if (argc < 4) {
-    ok = Bench(768, 2304, pool.pool, bandwidth) && Bench(4096, 12288, pool.pool, bandwidth);
+  std::string error;
+  Isa isa;
+  if (!SelectIsa(std::getenv("QKVGEMM_ISA"), &isa, &error)) {
+    std::printf("%s\n", error.c_str());
+    return 1;
   }
-  for (int i = 2; ok && i + 1 < argc; i += 2)
-    ok = Bench(std::atoll(argv[i]), std::atoll(argv[i + 1]), pool.pool, bandwidth);
+  const double bandwidth = ReadBandwidth(pool.pool);
+  double peaks[3];
+  for (int i = 0; i < 3; ++i) peaks[i] = PeakOf(static_cast<Operand>(i), isa, pool.pool);
+  const auto bench = [&](int64_t k, int64_t n) { return Bench(k, n, isa, pool.pool, bandwidth, peaks); };
+  bool ok = true;
+  if (argc < 4) ok = bench(768, 2304) && bench(4096, 12288);
+  for (int i = 2; ok && i + 1 < argc; i += 2) ok = bench(std::atoll(argv[i]), std::atoll(argv[i + 1]));
   return ok ? 0 : 1;
 }

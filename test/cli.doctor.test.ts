@@ -3,6 +3,7 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { cpuFacts, nvidiaDriver } from '../ts/doctor/machine_facts.js';
 import type { Check, Diagnosis } from '../ts/doctor/doctor.js';
+import { INSTRUCTION_SETS } from './support/cpu_reference.js';
 import { qkvgemm, root, testFolder } from './support/command.js';
 
 const cudaLibrary = path.join(root, 'build', 'Release', 'libqkvgemm-cuda.so');
@@ -31,7 +32,7 @@ describe('qkvgemm doctor', () => {
     expect(diagnosis.libc).to.match(/^glibc 2\.\d+$/);
     expect(diagnosis.cpu.cores).to.be.at.least(1);
     expect(fs.existsSync(diagnosis.library ?? '')).to.equal(true);
-    expect(diagnosis.instructionSet).to.be.oneOf(['scalar', 'avx2', 'avx512']);
+    expect(diagnosis.instructionSet).to.be.oneOf(INSTRUCTION_SETS);
     expect(diagnosis.runtimes.some((runtime) => runtime.hooked)).to.equal(true);
     expect(diagnosis.providers).to.contain('cpu');
     expect(check('a node on cpu')).to.deep.equal({

@@ -9,7 +9,8 @@ import { withQkvGemm } from '../ts/session/index.js';
 import { SECTIONS } from './support/op_cases.js';
 import type { IsaReport } from './support/op_isa_child.js';
 import { root } from './support/ort_versions.js';
-import { mismatches, reference } from '../models/qkv_gemm_reference.js';
+import { mismatches } from '../models/qkv_gemm_reference.js';
+import { cpuReference, INSTRUCTION_SETS } from './support/cpu_reference.js';
 import { quiet } from './support/run.js';
 import { runOp, runSession } from './support/run_op.js';
 
@@ -20,7 +21,7 @@ describe('the contract of com.deepspeed.QKVGemm', () => {
         it(name, async () => {
           const operands = randomOperands(spec);
           const actual = await runOp(qkvGemmModel(spec, operands), withQkvGemm(quiet));
-          expect(mismatches(reference(spec, operands), actual)).to.deep.equal([]);
+          expect(mismatches(cpuReference(spec, operands), actual)).to.deep.equal([]);
         });
       }
     });
@@ -28,7 +29,7 @@ describe('the contract of com.deepspeed.QKVGemm', () => {
 
   describe('instruction sets', () => {
     const total = Object.values(SECTIONS).reduce((sum, cases) => sum + Object.keys(cases).length, 0);
-    for (const isa of ['scalar', 'avx2', 'avx512']) {
+    for (const isa of INSTRUCTION_SETS) {
       it(isa, function () {
         const script = path.join(root, 'test', 'support', 'op_isa_child.ts');
         const { status, stdout, stderr } = spawnSync(process.execPath, ['--import', 'tsx', script], {
@@ -92,7 +93,7 @@ describe('the contract of com.deepspeed.QKVGemm', () => {
         const fed = { ...operands, input: randomOperands(form, seed + 2).input };
         return async (): Promise<void> => {
           const actual = await runSession(session, qkvGemmModel(form, fed).feeds);
-          expect(mismatches(reference(form, fed), actual), String(lead)).to.deep.equal([]);
+          expect(mismatches(cpuReference(form, fed), actual), String(lead)).to.deep.equal([]);
         };
       }); // prettier-ignore
       for (const run of runs) await run();

@@ -16,7 +16,9 @@ import {
 import { DataType, dataTypeName } from '../ts/onnx/tensor.js';
 import { withQkvGemm } from '../ts/session/index.js';
 import { NORMS, T } from './support/op_cases.js';
-import { mismatches, reference, type Expected } from '../models/qkv_gemm_reference.js';
+import { mismatches, reference, roundsRows, type Expected } from '../models/qkv_gemm_reference.js';
+import { cpuProducts } from '../scripts/bench/rounding.js';
+import { cpuReference } from './support/cpu_reference.js';
 import { quiet } from './support/run.js';
 import { runOp } from './support/run_op.js';
 
@@ -42,7 +44,7 @@ const exchanged =
   (name: InputName, first = 3): Mistake =>
   (spec, operands) =>
     (operands[name]?.values.length ?? 0) > first + 1
-      ? reference(
+      ? cpuReference(
           spec,
           change(operands, name, (values) => exchange(values, first, first + 1)),
         )
@@ -52,7 +54,7 @@ const exchanged =
 const leftOut =
   (name: InputName): Mistake =>
   (spec, operands) =>
-    operands[name] ? reference(spec, { ...operands, [name]: undefined }) : undefined;
+    operands[name] ? cpuReference(spec, { ...operands, [name]: undefined }) : undefined;
 
 /** Index of weight [row, column] in its operand. */
 function place(spec: QkvGemmSpec, row: number, column: number): number {
@@ -61,7 +63,7 @@ function place(spec: QkvGemmSpec, row: number, column: number): number {
 
 const mistakes: Record<string, Mistake> = {
   'one weight taken from its neighbour': (spec, operands) =>
-    reference(
+    cpuReference(
       spec,
       change(operands, 'weight', (values) => {
         values[place(spec, 7, 13)] = values[place(spec, 8, 13)] ?? NaN;
@@ -77,17 +79,17 @@ const mistakes: Record<string, Mistake> = {
           exchange(values, at(31), at(32));
         }
       });
-    return reference(spec, wrong);
+    return cpuReference(spec, wrong);
   },
   'two rows of the input exchanged': (spec, operands) =>
-    reference(
+    cpuReference(
       spec,
       change(operands, 'input', (values) => {
         for (let i = 0; i < depthOf(spec); i++) exchange(values, i, depthOf(spec) + i);
       }),
     ),
   'weight read as if it were transposed': (spec, operands) =>
-    reference({ ...spec, transposed: !spec.transposed }, operands),
+    cpuReference({ ...spec, transposed: !spec.transposed }, operands),
   'two elements of gamma exchanged': exchanged('gamma'),
   'two elements of beta exchanged': exchanged('beta'),
   'two elements of bias exchanged': exchanged('bias'),
@@ -103,22 +105,24 @@ const mistakes: Record<string, Mistake> = {
     if (operands.scale?.dims.length !== 1 || groups < 2) return undefined;
     const column = spec.n / groups - 1;
     const rows = Array.from({ length: depthOf(spec) }, (_, row) => place(spec, row, column));
-    return reference(spec, change(operands, 'weight', rescale(operands, rows, [0, 1])));
+    return cpuReference(spec, change(operands, 'weight', rescale(operands, rows, [0, 1])));
   },
   'the second block begins one row early': (spec, operands) => {
     const blocks = operands.scale?.dims[0] ?? 1;
     if (operands.scale?.dims.length !== 2 || blocks < 2) return undefined;
     const row = depthOf(spec) / blocks - 1;
-    return reference(
+    return cpuReference(
       spec,
       change(operands, 'weight', rescale(operands, [place(spec, row, 5)], [5, spec.n + 5])),
     );
   },
   'epsilon a tenth larger': (spec, operands) =>
-    spec.norm === 'none' ? undefined : reference({ ...spec, epsilon: (spec.epsilon ?? 0) * 1.1 }, operands),
+    spec.norm === 'none'
+      ? undefined
+      : cpuReference({ ...spec, epsilon: (spec.epsilon ?? 0) * 1.1 }, operands),
   'the sample variance': (spec, operands) =>
     spec.norm === 'layer_norm'
-      ? reference(
+      ? cpuReference(
           // ((K / (K - 1)) variance + epsilon) is what a gamma times sqrt((K - 1) / K) and a smaller epsilon give.
           { ...spec, epsilon: ((spec.epsilon ?? 0) * (depthOf(spec) - 1)) / depthOf(spec) },
           change(operands, 'gamma', (values) => {
@@ -128,16 +132,19 @@ const mistakes: Record<string, Mistake> = {
         )
       : undefined,
   'the mean left in': (spec, operands) =>
-    spec.norm === 'layer_norm' ? reference({ ...spec, norm: 'rms_norm' }, operands) : undefined,
+    spec.norm === 'layer_norm' ? cpuReference({ ...spec, norm: 'rms_norm' }, operands) : undefined,
+  // In float: the bounds of rows in bfloat16 are as wide as the steps of rows in int8.
   'rows not quantised, or quantised': (spec, operands) =>
     operands.scale ? reference({ ...spec, activationQuant: !spec.activationQuant }, operands) : undefined,
   'a second rounding, of the normalised rows': (spec, operands) => {
-    const right = reference(spec, operands);
+    const right = cpuReference(spec, operands);
     const { input } = operands;
     if (!input || input.type === float || !right.norm) return undefined;
+    // Where rows are rounded already, another rounding may be lost in it.
+    if (roundsRows(spec, operands, cpuProducts())) return undefined;
     const rounded = roundTo(new Float32Array(right.norm.values), input.type);
     const plain: QkvGemmSpec = { ...spec, norm: 'none', emitNorm: false };
-    return { ...right, ...reference(plain, { ...operands, input: { ...input, values: rounded } }) };
+    return { ...right, ...cpuReference(plain, { ...operands, input: { ...input, values: rounded } }) };
   },
 };
 
@@ -185,7 +192,7 @@ describe('tolerances', () => {
     it(`tell every mistake: ${name}`, async () => {
       const operands = randomOperands(spec);
       const actual = await runOp(qkvGemmModel(spec, operands), withQkvGemm(quiet));
-      expect(mismatches(reference(spec, operands), actual)).to.deep.equal([]);
+      expect(mismatches(cpuReference(spec, operands), actual)).to.deep.equal([]);
       const missed: string[] = [];
       for (const [mistake, make] of Object.entries(mistakes)) {
         const wrong = make(spec, operands);

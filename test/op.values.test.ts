@@ -10,7 +10,8 @@ import {
 import { DataType, dataTypeName } from '../ts/onnx/tensor.js';
 import { withQkvGemm } from '../ts/session/index.js';
 import { T } from './support/op_cases.js';
-import { mismatches, reference, type Actual } from '../models/qkv_gemm_reference.js';
+import { mismatches, type Actual } from '../models/qkv_gemm_reference.js';
+import { cpuReference } from './support/cpu_reference.js';
 import { quiet } from './support/run.js';
 import { runOp } from './support/run_op.js';
 
@@ -35,7 +36,7 @@ const run = (spec: QkvGemmSpec, operands: Operands): Promise<Record<string, Actu
   runOp(qkvGemmModel(spec, operands), withQkvGemm(quiet));
 
 async function check(spec: QkvGemmSpec, operands: Operands): Promise<void> {
-  expect(mismatches(reference(spec, operands), await run(spec, operands))).to.deep.equal([]);
+  expect(mismatches(cpuReference(spec, operands), await run(spec, operands))).to.deep.equal([]);
 }
 
 /** The elements of one row. */

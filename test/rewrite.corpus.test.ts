@@ -5,6 +5,7 @@ import { withQkvGemm } from '../ts/session/index.js';
 import type { Target } from '../ts/rewrite/options.js';
 import { corpusInputs, corpusModel, corpusModels, withoutTraining } from '../models/corpus.js';
 import { quiet, runModel } from './support/run.js';
+import { roundingOfModel } from '../scripts/bench/rounding.js';
 
 /**
  * Fused nodes a layer, from the architecture, for each choice of targets. Of the usual ones, the first norm leads to
@@ -74,6 +75,15 @@ function meanDifference(expected: readonly Float32Array[], actual: readonly Floa
 const boundOf = (name: string): number =>
   name.endsWith('.fp16') ? 4e-3 : DYNAMIC.test(name) ? DYNAMIC_BOUND : 2e-5;
 
+/**
+ * What the library's kernels round comes on top. Where activations are quantised behind a product, its rounding moves some
+ * of them by a whole step, as in dynamically quantised models.
+ */
+function allowanceOf(name: string, model: Uint8Array): number {
+  const rounding = roundingOfModel(model);
+  return rounding > 0 && /\.(qdq8|dynint8)$/.test(name) ? DYNAMIC_BOUND : rounding;
+}
+
 describe('the corpus', () => {
   const models = corpusModels();
 
@@ -99,7 +109,7 @@ describe('the corpus', () => {
         expect(
           worstDifference(reference, await runModel(model, inputs, withQkvGemm(quiet))),
           'with the library',
-        ).to.be.below(bound);
+        ).to.be.below(bound + allowanceOf(name, model));
         expect(worstDifference(reference, await runModel(model, inputs)), 'without the library').to.be.below(
           bound,
         );
@@ -138,11 +148,14 @@ describe('the corpus', () => {
         const reference = await runModel(steady, inputs);
         const fused = await runModel(model, inputs, withQkvGemm(quiet));
         const bound = DYNAMIC.test(name) ? DYNAMIC_BOUND : INTEGERS.test(name) ? 2e-5 : WEIGHT_BOUNDS[dtype];
-        expect(worstDifference(reference, fused), `${name} against the original`).to.be.below(bound);
+        const allowance = allowanceOf(name, model);
+        expect(worstDifference(reference, fused), `${name} against the original`).to.be.below(
+          bound + allowance,
+        );
         expect(
           worstDifference(await runModel(model, inputs), fused),
           `${name} with against without`,
-        ).to.be.below(2e-5);
+        ).to.be.below(2e-5 + allowance);
         for (const site of report.fused) {
           // Weights that are integers already stay as they are.
           if (INTEGERS.test(name)) expect(site, name).to.not.have.property('weightSqnrDb');

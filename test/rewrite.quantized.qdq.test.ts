@@ -391,6 +391,7 @@ describe('activations that are quantised with constant scales', () => {
     expect(ops.filter((op) => op === 'QuantizeLinear')).to.have.length(3);
     expect(report.fused[0]?.splits).to.deep.equal(weights.map(({ n }) => n));
     expect(fuseBytes(original).report.refused).to.deep.equal([]);
-    await checkFused(original, { inputs: inputOf(K) });
+    // Outputs reach from -120 to 135 steps; the largest is more than 100.
+    await checkFused(original, { inputs: inputOf(K), step: 1 / 100 });
   });
 });

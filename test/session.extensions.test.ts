@@ -8,7 +8,7 @@ import path from 'node:path';
 import * as ort from 'onnxruntime-node';
 import { ModelBuilder } from '../models/builder.js';
 import { addQkvGemm, randomOperands, type QkvGemmSpec } from '../models/qkv_gemm.js';
-import { reference } from '../models/qkv_gemm_reference.js';
+import { cpuReference } from './support/cpu_reference.js';
 import { relativeDifference } from '../scripts/bench/difference.js';
 import { DataType } from '../ts/onnx/tensor.js';
 import { DOMAIN } from '../ts/rewrite/function_body.js';
@@ -70,7 +70,7 @@ describe('a second custom-op library', function () {
     library = extensionsLibrary();
   });
 
-  const wanted = reference(spec, operands).y?.values ?? new Float64Array();
+  const wanted = cpuReference(spec, operands).y?.values ?? new Float64Array();
   const input = operands.input?.values ?? new Float32Array();
 
   async function check(options: ort.InferenceSession.SessionOptions): Promise<void> {

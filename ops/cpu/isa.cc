@@ -5,13 +5,23 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__linux__)
+#if defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "ops/cpu/qkv_gemm_cpu.h"
 
 namespace qkvgemm::cpu {
 namespace {
 
-constexpr Isa kAll[] = {Isa::kScalar, Isa::kAvx2, Isa::kAvx512};
+// From the slowest to the fastest.
+constexpr Isa kAll[] = {Isa::kScalar,     Isa::kAvx2, Isa::kAvxVnni, Isa::kAvx512, Isa::kAvx512Vnni,
+                        Isa::kAvx512Bf16, Isa::kAmx,  Isa::kNeon,    Isa::kNeonDot};
 
 #if defined(__x86_64__)
 // Clang before 19 has no __builtin_cpu_supports("f16c"). The registers are AVX's, which is asked for beside
@@ -19,6 +29,30 @@ constexpr Isa kAll[] = {Isa::kScalar, Isa::kAvx2, Isa::kAvx512};
 bool HasF16c() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+
+// A bit of cpuid's leaf 7, for extensions whose names the builtins of older compilers do not know. Their
+// registers are those of AVX2 or AVX-512, which is asked for beside them.
+enum Register { kEax, kEbx, kEcx, kEdx };
+bool Leaf7(unsigned subleaf, Register of, int bit) {
+  unsigned registers[4] = {};
+  return __get_cpuid_count(7, subleaf, &registers[kEax], &registers[kEbx], &registers[kEcx],
+                           &registers[kEdx]) != 0 &&
+         (registers[of] >> bit & 1) != 0;
+}
+
+// Linux keeps the state of matrix registers (8 KB a thread) for processes only that ask for it; threads that
+// are there already have it then as well. Refused: by a kernel that knows nothing of it, or where a thread's
+// signal stack is too small for that state.
+bool MatrixStatePermitted() {
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr unsigned long kTileData = 18;      // XFEATURE_XTILEDATA
+  static const bool permitted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return permitted;
+#else
+  return false;
+#endif
 }
 #endif
 
@@ -30,8 +64,20 @@ const char* IsaName(Isa isa) {
       return "scalar";
     case Isa::kAvx2:
       return "avx2";
+    case Isa::kAvxVnni:
+      return "avx_vnni";
     case Isa::kAvx512:
       return "avx512";
+    case Isa::kAvx512Vnni:
+      return "avx512_vnni";
+    case Isa::kAvx512Bf16:
+      return "avx512_bf16";
+    case Isa::kAmx:
+      return "amx";
+    case Isa::kNeon:
+      return "neon";
+    case Isa::kNeonDot:
+      return "neon_dot";
   }
   return "unknown";
 }
@@ -48,6 +94,26 @@ bool IsaSupported(Isa isa) {
       return IsaSupported(Isa::kAvx2) && __builtin_cpu_supports("avx512f") &&
              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
              __builtin_cpu_supports("avx512vl");
+    case Isa::kAvxVnni:
+      return IsaSupported(Isa::kAvx2) && Leaf7(1, kEax, 4);
+    case Isa::kAvx512Vnni:
+      return IsaSupported(Isa::kAvx512) && Leaf7(0, kEcx, 11);
+    case Isa::kAvx512Bf16:
+      return IsaSupported(Isa::kAvx512Vnni) && Leaf7(1, kEax, 5);
+    case Isa::kAmx:
+      return IsaSupported(Isa::kAvx512Bf16) && Leaf7(0, kEdx, 22) && Leaf7(0, kEdx, 24) &&
+             Leaf7(0, kEdx, 25) && MatrixStatePermitted();
+    default:
+      return false;
+#elif defined(__aarch64__)
+    case Isa::kNeon:
+      return true;
+    case Isa::kNeonDot:
+#if defined(__linux__)
+      return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#endif
+    default:
+      return false;
 #else
     default:
       return false;
@@ -58,8 +124,10 @@ bool IsaSupported(Isa isa) {
 
 bool SelectIsa(const char* forced, Isa* isa, std::string* error) {
   *isa = Isa::kScalar;
-  std::string supported;
+  std::string known, supported;
   for (Isa candidate : kAll) {
+    known += known.empty() ? "" : ", ";
+    known += IsaName(candidate);
     if (!IsaSupported(candidate)) continue;
     *isa = candidate;
     supported += supported.empty() ? "" : ", ";
@@ -76,9 +144,8 @@ bool SelectIsa(const char* forced, Isa* isa, std::string* error) {
              ". Unset QKVGEMM_ISA to use the best.";
     return false;
   }
-  *error = std::string("QKVGEMM_ISA is '") + forced +
-           "', expected one of scalar, avx2, avx512 (this processor has " + supported +
-           "). Unset QKVGEMM_ISA to use the best.";
+  *error = std::string("QKVGEMM_ISA is '") + forced + "', expected one of " + known +
+           " (this processor has " + supported + "). Unset QKVGEMM_ISA to use the best.";
   return false;
 }
 

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "ops/cpu/isa.h"
 #include "ops/cpu/qkv_gemm_cpu.h"
 #include "ops/problem.h"
 
@@ -10,9 +11,11 @@ namespace qkvgemm::cpu {
 
 // One column panel of packed W, for one task.
 struct Panel {
-  const void* weight;  // [k][nr] elements of TW
-  int64_t k;
+  const void* weight;  // [k / group][nr][group] elements of TW
+  int64_t k;           // a multiple of `group`
   DType tw;
+  int group;
+  bool is_unsigned;  // int8 are stored as weight + 128
   // int8 only. Column scales: `scale` and `zero_point` are [nr]. Blocks along K: [k / block][stride], offset
   // to this panel's columns. zero_point may be null.
   const float* scale;
@@ -21,31 +24,57 @@ struct Panel {
   int64_t stride;  // floats from one block's row to the next
 };
 
+// Normalised rows as a product takes them.
+struct Rows {
+  Operand operand;
+  bool matrix;
+  int digits;  // of a row, the highest first, each laid out like a row
+  int64_t count;
+  int64_t k;  // the panel's
+  // Row tiles as in RowTiles, each [k / depth][rows of the tile][digits] lanes; on matrix registers
+  // [k / depth / kMatrixRun][rows of the tile][digits][kMatrixRun].
+  const uint32_t* lanes;
+  // kInt8 only: a row's step, and the sums of its digits in each block of scales.
+  const float* scale;   // [count]
+  const int32_t* sums;  // [count][digits][blocks]
+  int64_t blocks;
+};
+
 // Statistics of one row, float32: x_hat = (x - mean) * rstd.
 struct RowNorm {
   NormType norm;
   float epsilon;
   const float* gamma;  // null: ones
   const float* beta;   // null: zeros
-  bool activation_quant;
 };
 
 struct Kernels {
   void (*to_float)(DType from, const void* source, float* target, int64_t count);
+  // source and target may be the same.
   void (*from_float)(DType to, const float* source, void* target, int64_t count);
   // x [k] -> normalised [k]; x and out may be the same.
   void (*normalize)(const RowNorm& norm, const float* x, float* out, int64_t k);
-  // Rounds to int8 with one scale for the row and back: x becomes scale * q, scale = max|x| / 127.
-  void (*quantize_row)(float* x, int64_t k);
-  // c [rows][nr] = A * W for one panel; a holds row tiles, each [k][rows of the tile]. rows <= mr.
-  void (*multiply_streamed)(const float* a, int rows, const Panel& panel, float* c);
-  // The same for any number of rows: W is widened to float once per K block. `tile_begin(i)` as in RowTiles.
-  void (*multiply_widened)(const float* a, int64_t rows, const Panel& panel, float* c);
+  // activation_quant in float: rounds to int8 with one scale for the row, max|x| / 127, and back.
+  void (*round_row)(float* x, int64_t k);
+  // A row in fixed point: x = step * sum over d of 256^(digits - 1 - d) q[d], rounded to nearest, with a step
+  // that gives the largest |x| 127 in the first digit. Returns the step, NaN where the row is not finite.
+  float (*split_row)(const float* x, int64_t k, int digits, int8_t* q);  // q [digits][k]
+  // c [rows][nr] = A * W for one panel; holds [rows][digits][nr] meanwhile. `widen`: as in Plan.
+  void (*multiply)(const Rows& rows, const Panel& panel, bool widen, float* c);
+  // For benchmarks: multiplies registers with each other and returns how many products it made, a multiple of
+  // `steps`. `sink` [nr] is read and written.
+  int64_t (*spin)(Operand operand, int64_t steps, uint32_t* sink);
 };
 
 const Kernels& ScalarKernels();
 const Kernels& Avx2Kernels();
+const Kernels& AvxVnniKernels();
 const Kernels& Avx512Kernels();
+const Kernels& Avx512VnniKernels();
+const Kernels& Avx512Bf16Kernels();
+const Kernels& AmxKernels();
+const Kernels& NeonKernels();
+const Kernels& NeonDotKernels();
 const Kernels& KernelsOf(Isa isa);
 
 }  // namespace qkvgemm::cpu

@@ -3,206 +3,147 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <utility>
 
-#include "ops/cpu/elements-inl.h"
 #include "ops/cpu/kernels.h"
-#include "ops/cpu/plan.h"
+#include "ops/cpu/micro_kernel-inl.h"
 
 namespace qkvgemm::cpu {
 namespace {
 
-constexpr Tile kTile = TileOf(kThisIsa);
-constexpr int kVectors = kTile.nr / kLanes;  // vectors in a panel row
-
-// Which part of W a micro-kernel asks for while it computes.
-enum class Prefetch {
-  kNone,
-  kStream,  // what it reads itself `kStreamAhead` bytes later, across the page boundaries at which the
-            // processor's own prefetchers stop
-  kNext,    // its share of the next K block, which is read when all row tiles are done with this one
-};
-constexpr int kStreamAhead = 8192;
-constexpr int kIntoL2 = 2;  // the locality argument of __builtin_prefetch
 // Row tiles that share the next K block among them; with more, arithmetic outlasts any memory.
 constexpr int64_t kSharers = 8;
 
-// c [rows][nr] (+)= a [k][rows] * w [k][nr]. Consecutive k go to `kUnroll` sets of accumulators: with few
-// rows one chain of multiply-adds per vector would wait for its own latency (4 cycles) instead of for memory.
-template <DType kType, int kRows, bool kZeroPoint, Prefetch kPrefetch>
-void MicroKernel(const float* a, const void* weight, int64_t k, const float* zero_point, float* c,
-                 bool accumulate, const char* next, int64_t next_step) {
-  using E = Element<kType>;
-  constexpr int kUnroll = kRows * kVectors * 4 <= kTile.mr * kVectors   ? 4
-                          : kRows * kVectors * 2 <= kTile.mr * kVectors ? 2
-                                                                        : 1;
-  const auto* w = static_cast<const typename E::Type*>(weight);
-  Vec sums[kUnroll][kRows][kVectors];
-  for (int u = 0; u < kUnroll; ++u)
-    for (int r = 0; r < kRows; ++r)
-      for (int v = 0; v < kVectors; ++v) sums[u][r][v] = Vec::Zero();
-  Vec zero[kVectors];
-  if constexpr (kZeroPoint) {
-    for (int v = 0; v < kVectors; ++v) zero[v] = Vec::Load(zero_point + v * kLanes);
-  }
-  const auto step = [&](int u) __attribute__((always_inline)) {
-    if constexpr (kPrefetch == Prefetch::kStream) {
-      constexpr int kRowBytes = kTile.nr * static_cast<int>(sizeof(typename E::Type));
-      for (int line = 0; line < kRowBytes; line += 64)
-        __builtin_prefetch(reinterpret_cast<const char*>(w) + kStreamAhead + line, 0, kIntoL2);
-    } else if constexpr (kPrefetch == Prefetch::kNext) {
-      __builtin_prefetch(next, 0, kIntoL2);
-      next += next_step;
-    }
-    Vec row[kVectors];
+// What a register tile's W is: as packed, streaming by, or in the operand's own form, in cache, while the
+// next K block is asked for or not.
+enum class W { kPacked, kCached, kCachedAskNext };
+
+template <Operand kOperand>
+bool IsNative(const Panel& panel) {
+  return panel.tw == NativeLayout<kOperand>::kType;
+}
+
+const char* WeightAt(const Panel& panel, int64_t k) {
+  return static_cast<const char*>(panel.weight) + k * kTile.nr * static_cast<int64_t>(SizeOf(panel.tw));
+}
+
+// The sums of a whole column of W, [rows][digits][nr], as float, scaled: [rows][nr] in the same place. Where
+// there are several blocks of scales, digits are float and scaled already.
+template <Operand kOperand>
+void Finish(const Rows& rows, const Panel& panel, float* c) {
+  const float* from = c;
+  for (int64_t r = 0; r < rows.count; ++r, c += kTile.nr, from += rows.digits * kTile.nr)
     for (int v = 0; v < kVectors; ++v) {
-      row[v] = E::Load(w + v * kLanes);
-      if constexpr (kZeroPoint) row[v] = row[v] - zero[v];
-    }
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-      const Vec x = Vec::Set(a[r]);
-#pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) sums[u][r][v] = Vec::MulAdd(x, row[v], sums[u][r][v]);
-    }
-    a += kRows;
-    w += kTile.nr;
-  };
-  int64_t i = 0;
-  for (; i + kUnroll <= k; i += kUnroll) {
-#pragma GCC unroll 4
-    for (int u = 0; u < kUnroll; ++u) step(u);
-  }
-  for (; i < k; ++i) step(0);
-  for (int r = 0; r < kRows; ++r) {
-    for (int v = 0; v < kVectors; ++v) {
-      Vec s = sums[0][r][v];
-      for (int u = 1; u < kUnroll; ++u) s = s + sums[u][r][v];
-      float* target = c + r * kTile.nr + v * kLanes;
-      if (accumulate) s = s + Vec::Load(target);
-      s.Store(target);
-    }
-  }
-}
-
-using MicroKernelFn = void (*)(const float*, const void*, int64_t, const float*, float*, bool, const char*,
-                               int64_t);
-
-template <DType kType, bool kZeroPoint, Prefetch kPrefetch, int... kRows>
-constexpr MicroKernelFn PickRows(int rows, std::integer_sequence<int, kRows...>) {
-  constexpr MicroKernelFn table[] = {MicroKernel<kType, kRows + 1, kZeroPoint, kPrefetch>...};
-  return table[rows - 1];
-}
-
-using Rows = std::make_integer_sequence<int, kTile.mr>;
-
-MicroKernelFn StreamedKernel(DType type, bool zero_point, int rows) {
-  switch (type) {
-    case DType::kFloat:
-      return PickRows<DType::kFloat, false, Prefetch::kStream>(rows, Rows{});
-    case DType::kFloat16:
-      return PickRows<DType::kFloat16, false, Prefetch::kStream>(rows, Rows{});
-    case DType::kBFloat16:
-      return PickRows<DType::kBFloat16, false, Prefetch::kStream>(rows, Rows{});
-    case DType::kInt8:
-      break;
-  }
-  return zero_point ? PickRows<DType::kInt8, true, Prefetch::kStream>(rows, Rows{})
-                    : PickRows<DType::kInt8, false, Prefetch::kStream>(rows, Rows{});
-}
-
-MicroKernelFn WidenedKernel(bool next, int rows) {
-  return next ? PickRows<DType::kFloat, false, Prefetch::kNext>(rows, Rows{})
-              : PickRows<DType::kFloat, false, Prefetch::kNone>(rows, Rows{});
-}
-
-const void* WeightRow(const Panel& panel, int64_t row) {
-  return static_cast<const char*>(panel.weight) + row * kTile.nr * static_cast<int64_t>(SizeOf(panel.tw));
-}
-
-// c = scale * c, per column, for every row.
-void ScaleColumns(const float* scale, int rows, float* c) {
-  for (int v = 0; v < kVectors; ++v) {
-    const Vec s = Vec::Load(scale + v * kLanes);
-    for (int r = 0; r < rows; ++r) {
-      float* target = c + r * kTile.nr + v * kLanes;
-      (Vec::Load(target) * s).Store(target);
-    }
-  }
-}
-
-void MultiplyStreamed(const float* a, int rows, const Panel& panel, float* c) {
-  const MicroKernelFn kernel = StreamedKernel(panel.tw, panel.zero_point != nullptr, rows);
-  if (panel.block == 0) {
-    kernel(a, panel.weight, panel.k, panel.zero_point, c, false, nullptr, 0);
-    if (panel.scale) ScaleColumns(panel.scale, rows, c);
-    return;
-  }
-  // Scales by blocks along K: each block is summed by itself, then scaled and added.
-  alignas(64) float part[kTile.mr * kTile.nr];
-  std::fill(c, c + rows * kTile.nr, 0.0f);
-  for (int64_t b = 0; b * panel.block < panel.k; ++b) {
-    const float* zero_point = panel.zero_point ? panel.zero_point + b * panel.stride : nullptr;
-    const int64_t begin = b * panel.block;
-    kernel(a + begin * rows, WeightRow(panel, begin), std::min(panel.block, panel.k - begin), zero_point,
-           part, false, nullptr, 0);
-    for (int v = 0; v < kVectors; ++v) {
-      const Vec s = Vec::Load(panel.scale + b * panel.stride + v * kLanes);
-      for (int r = 0; r < rows; ++r) {
-        const int at = r * kTile.nr + v * kLanes;
-        Vec::MulAdd(Vec::Load(part + at), s, Vec::Load(c + at)).Store(c + at);
+      Vec value;
+      if constexpr (kOperand == Operand::kInt8) {
+        value = Vec::Zero();
+        for (int64_t d = 0; d < rows.digits; ++d) {
+          const float* at = from + d * kTile.nr + v * kLanes;
+          const float* zero_point = panel.zero_point ? panel.zero_point + v * kLanes : nullptr;
+          const int32_t of_row = rows.sums[(r * rows.digits + d) * rows.blocks];
+          value = Vec::MulAdd(value, Vec::Set(256.0f),
+                              panel.block ? Vec::Load(at) : Corrected(Lanes::Load(at), of_row, zero_point));
+        }
+        value = value * Vec::Set(rows.scale[r]);
+      } else {
+        value = Vec::Load(from + v * kLanes);
       }
+      if (panel.block == 0) value = value * Vec::Load(panel.scale + v * kLanes);
+      value.Store(c + v * kLanes);
     }
-  }
 }
 
-// Rows [begin, begin + count) of the panel as float: dequantised where K-blocks need it; column scales are
-// left to the end, where they cost one multiplication per result.
-void Widen(const Panel& panel, int64_t begin, int64_t count, float* target) {
-  if (panel.tw != DType::kInt8 || (panel.zero_point == nullptr && panel.block == 0)) {
-    ToFloat(panel.tw, WeightRow(panel, begin), target, count * kTile.nr);
-    return;
-  }
-  const auto* w = static_cast<const int8_t*>(WeightRow(panel, begin));
-  for (int64_t i = 0; i < count; ++i, w += kTile.nr, target += kTile.nr) {
-    const int64_t offset = panel.block ? (begin + i) / panel.block * panel.stride : 0;
-    for (int v = 0; v < kVectors; ++v) {
-      Vec q = Vec::LoadInt8(w + v * kLanes);
-      if (panel.zero_point) q = q - Vec::Load(panel.zero_point + offset + v * kLanes);
-      if (panel.block) q = q * Vec::Load(panel.scale + offset + v * kLanes);
-      q.Store(target + v * kLanes);
+// The panel's k in [begin, begin + depth), within one block of scales, as float.
+void Widen(const Panel& panel, const float* zero_point, int64_t begin, int64_t depth, uint32_t* target) {
+  const auto widen = [&]<typename L, bool kZeroPoint>() {
+    using U = Unpack<Operand::kFloat, L>;
+    constexpr int kVectorBytes = kLanes * L::kGroup * static_cast<int>(SizeOf(L::kType));
+    const char* w = WeightAt(panel, begin);
+    Vec zero[kVectors] = {};
+    for (int v = 0; kZeroPoint && v < kVectors; ++v) zero[v] = Vec::Load(zero_point + v * kLanes);
+    uint32_t* to = target;
+    for (int64_t k = 0; k < depth; k += L::kGroup)
+      for (int v = 0; v < kVectors; ++v, w += kVectorBytes) {
+        Vec factors[U::kSteps];
+        U::template Load<kZeroPoint>(w, zero[v], factors);
+        for (int s = 0; s < U::kSteps; ++s, to += kLanes) Lanes::OfFloat(factors[s]).Store(to);
+      }
+  };
+  WithLayout<Operand::kFloat>(panel.tw, [&]<typename L>(L) {
+    // Plans multiply pairs as they are.
+    if constexpr (!std::is_same_v<L, Pairs>) {
+      if constexpr (L::kType == DType::kInt8)
+        if (zero_point != nullptr) return widen.template operator()<L, true>();
+      widen.template operator()<L, false>();
     }
-  }
+  });
 }
 
-void MultiplyWidened(const float* a, int64_t rows, const Panel& panel, float* c) {
-  alignas(64) float wide[kKBlock * kTile.nr];
-  const RowTiles tiles(rows, kTile.mr);
+// `register_tiles` multiplies one register tile: see VectorTiles.
+template <Operand kOperand, typename TilesT>
+void MultiplyWith(const Rows& rows, const Panel& panel, bool widen, float* c, TilesT& register_tiles) {
+  constexpr int kDepth = DepthOf(kOperand);
+  alignas(64) uint32_t wide[kKBlock * kTile.nr];
+  const RowTiles tiles(rows.count, TilesT::kMr / rows.digits);
+  const int64_t digits = rows.digits;
+  const int64_t scale_depth = panel.block ? panel.block : panel.k;
+  // One tile reads W once, in pieces as long as scales allow; and integers are corrected for a whole block.
+  const bool whole = (tiles.count == 1 && !widen) || (kOperand == Operand::kInt8 && panel.block != 0);
+  const int64_t most = whole ? panel.k : int64_t{kKBlock} * kDepth;
   const int64_t sharers = std::min(tiles.count, kSharers);
-  const int64_t next_step = kTile.nr * static_cast<int64_t>(SizeOf(panel.tw)) / sharers;
-  for (int64_t k0 = 0; k0 < panel.k; k0 += kKBlock) {
-    const int64_t depth = std::min<int64_t>(kKBlock, panel.k - k0);
-    const void* w = wide;
-    if (panel.tw == DType::kFloat) {
-      w = WeightRow(panel, k0);
-    } else {
-      Widen(panel, k0, depth, wide);
-    }
+  MicroArguments arguments{};
+  arguments.next_step = kTile.nr * kDepth * static_cast<int64_t>(SizeOf(panel.tw)) / sharers;
+  arguments.row_sums_step = rows.blocks;
+  if (panel.k == 0) std::fill(c, c + rows.count * kTile.nr, 0.0f);
+  for (int64_t k0 = 0, depth; k0 < panel.k; k0 += depth) {
+    const int64_t b = k0 / scale_depth;
+    depth = std::min({most, (b + 1) * scale_depth - k0, panel.k - k0});
+    arguments.zero_point = panel.zero_point ? panel.zero_point + b * panel.stride : nullptr;
+    arguments.scale = panel.block ? panel.scale + b * panel.stride : nullptr;
+    if constexpr (kOperand == Operand::kFloat)
+      if (widen) Widen(panel, arguments.zero_point, k0, depth, wide);
+    arguments.weight = widen ? reinterpret_cast<const char*>(wide) : WeightAt(panel, k0);
+    arguments.accumulate = k0 > 0;
     // The next block of this panel, or the first of the next panel, lies right behind. (Past the last one
     // this asks for memory that is not W's, which a prefetch may.)
-    const auto* next = static_cast<const char*>(WeightRow(panel, k0 + depth));
+    const char* next = WeightAt(panel, k0 + depth);
     for (int64_t t = 0; t < tiles.count; ++t) {
-      const int64_t begin = tiles.Begin(t);
-      const int count = static_cast<int>(tiles.Begin(t + 1) - begin);
-      WidenedKernel(t < sharers, count)(a + begin * panel.k + k0 * count, w, depth, nullptr,
-                                        c + begin * kTile.nr, k0 > 0, next + t * depth * next_step,
-                                        next_step);
+      const int64_t begin = tiles.Begin(t), count = tiles.Begin(t + 1) - begin;
+      arguments.rows = rows.lanes + digits * (begin * panel.k + k0 * count) / kDepth;
+      arguments.sums = reinterpret_cast<uint32_t*>(c) + begin * digits * kTile.nr;
+      arguments.row_sums = rows.sums + begin * digits * rows.blocks + b;
+      arguments.next = next + t * (depth / kDepth) * arguments.next_step;
+      const W form = !widen && (tiles.count == 1 || !IsNative<kOperand>(panel)) ? W::kPacked
+                     : t < sharers                                              ? W::kCachedAskNext
+                                                                                : W::kCached;
+      register_tiles.template Multiply<kOperand>(panel, form, depth, static_cast<int>(count * digits),
+                                                 arguments);
     }
   }
-  if (panel.k == 0) std::fill(c, c + rows * kTile.nr, 0.0f);
-  if (panel.scale && panel.block == 0) {
-    for (int64_t r = 0; r < rows; ++r) ScaleColumns(panel.scale, 1, c + r * kTile.nr);
+  if (panel.k > 0 && panel.scale != nullptr && (panel.block == 0 || kOperand == Operand::kInt8))
+    Finish<kOperand>(rows, panel, c);
+}
+
+// Register tiles of vectors.
+struct VectorTiles {
+  static constexpr int kMr = kTile.mr;
+  template <Operand kOperand>
+  void Multiply(const Panel& panel, W form, int64_t depth, int count, MicroArguments& arguments) {
+    const bool packed = form == W::kPacked;
+    arguments.groups = depth / (packed ? panel.group : DepthOf(kOperand));
+    (packed ? PackedKernel<kOperand>(panel, count)
+            : CachedKernel<kOperand>(form == W::kCachedAskNext, count))(arguments);
   }
+};
+
+void MultiplyVectors(const Rows& rows, const Panel& panel, bool widen, float* c) {
+  constexpr Dot kDot = DotOf(kThisIsa);
+  VectorTiles tiles;
+  if constexpr (kDot.bfloat16)
+    if (rows.operand == Operand::kBFloat16)
+      return MultiplyWith<Operand::kBFloat16>(rows, panel, widen, c, tiles);
+  if constexpr (kDot.int8)
+    if (rows.operand == Operand::kInt8) return MultiplyWith<Operand::kInt8>(rows, panel, widen, c, tiles);
+  MultiplyWith<Operand::kFloat>(rows, panel, widen, c, tiles);
 }
 
 }  // namespace

@@ -1,10 +1,11 @@
-// LayerNorm and RMSNorm of a row, and its rounding to int8. Part of the body in qkv_gemm-inl.h.
+// LayerNorm and RMSNorm of a row, and its digits in int8. Part of the body in qkv_gemm-inl.h.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 #include "ops/cpu/elements-inl.h"
 #include "ops/cpu/kernels.h"
@@ -104,20 +105,65 @@ void Normalize(const RowNorm& norm, const float* x, float* out, int64_t k) {
   }
 }
 
-void QuantizeRow(float* x, int64_t k) {
+// May miss a NaN.
+float LargestOf(const float* x, int64_t k) {
   Vec m = Vec::Zero();
   int64_t i = 0;
   for (; i + kLanes <= k; i += kLanes) m = Vec::Max(m, Vec::Abs(Vec::Load(x + i)));
   float largest = m.Max();
   for (; i < k; ++i) largest = std::max(largest, std::fabs(x[i]));
-  if (!(largest > 0.0f) || !std::isfinite(largest))
-    return;  // all zero; or not finite, and the products will show it
-  const float scale = largest / 127.0f;
-  if (scale == 0.0f) return;  // largest is subnormal: nothing smaller to round to
-  const Vec s = Vec::Set(scale), inverse = Vec::Set(127.0f / largest);
-  if (!std::isfinite(127.0f / largest)) return;
-  for (i = 0; i + kLanes <= k; i += kLanes) (Vec::Round(Vec::Load(x + i) * inverse) * s).Store(x + i);
-  for (; i < k; ++i) x[i] = std::nearbyint(x[i] * (127.0f / largest)) * scale;
+  return largest;
+}
+
+// steps / largest, or 0 where that is no number to multiply with: rows of zeros, or not finite, or so small
+// that there is nothing smaller to round to.
+float InverseStep(float largest, float steps) {
+  const float inverse = steps / largest;
+  return largest > 0.0f && std::isfinite(largest) && std::isfinite(inverse) ? inverse : 0.0f;
+}
+
+void RoundRow(float* x, int64_t k) {
+  const float largest = LargestOf(x, k), inverse = InverseStep(largest, 127.0f);
+  if (inverse == 0.0f) return;  // not finite: the products will show it
+  const float step = largest / 127.0f;
+  const Vec s = Vec::Set(step), f = Vec::Set(inverse);
+  int64_t i = 0;
+  for (; i + kLanes <= k; i += kLanes) (Vec::Round(Vec::Load(x + i) * f) * s).Store(x + i);
+  for (; i < k; ++i) x[i] = std::nearbyint(x[i] * inverse) * step;
+}
+
+float SplitRow(const float* x, int64_t k, int digits, int8_t* q) {
+  float steps = 127.0f;
+  for (int d = 1; d < digits; ++d) steps *= 256.0f;
+  const float largest = LargestOf(x, k), inverse = InverseStep(largest, steps);
+  // Integers cannot show what is not finite; the step does.
+  const Vec nothing = Vec::Zero();
+  const float finite = Reduce(
+      x, k, [nothing](Vec v, Vec s) { return Vec::MulAdd(v, nothing, s); }, [](float f) { return f * 0.0f; });
+  if (finite != 0.0f || inverse == 0.0f) {
+    std::fill(q, q + digits * k, int8_t{0});
+    return finite != 0.0f ? std::numeric_limits<float>::quiet_NaN() : 0.0f;
+  }
+  const Vec f = Vec::Set(inverse);
+  int64_t i = 0;
+  for (; i + kLanes <= k; i += kLanes) {
+    Lanes rest = Lanes::Round(Vec::Load(x + i) * f);
+    for (int d = digits - 1; d > 0; --d) {
+      const Lanes digit = rest.Left<24>().SignedRight<24>();
+      digit.StoreInt8(q + d * k + i);
+      rest = (rest - digit).SignedRight<8>();
+    }
+    rest.StoreInt8(q + i);
+  }
+  for (; i < k; ++i) {
+    int32_t rest = static_cast<int32_t>(std::nearbyint(x[i] * inverse));
+    for (int d = digits - 1; d > 0; --d) {
+      q[d * k + i] = static_cast<int8_t>(rest);
+      rest = (rest - q[d * k + i]) >> 8;
+    }
+    q[i] = static_cast<int8_t>(rest);
+  }
+  return largest / steps;
 }
 
 }  // namespace

@@ -15,18 +15,36 @@ namespace {
 
 size_t RoundUp64(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
-// Elements [k][columns of the panel] out of [K, N] or, transposed, [N, K]; missing columns of the last panel
-// become 0.
-template <typename T>
-void PackPanel(const Problem& p, const void* weight, int64_t panel, int64_t nr, void* target) {
+// Elements [k / group][columns of the panel][group] out of [K, N] or, transposed, [N, K]; missing columns of
+// the last panel and missing k become 0. `flip` is xored into each.
+template <typename T, int kGroup>
+void PackPanel(const Problem& p, const WeightFormat& format, const void* weight, int64_t panel, int64_t nr,
+               T flip, void* target) {
   const char* source = static_cast<const char*>(weight);
-  char* out = static_cast<char*>(target);
+  T* out = static_cast<T*>(target);
   const int64_t first = panel * nr;
   const int64_t columns = std::min(nr, p.n - first);
-  if (columns < nr) std::memset(out, 0, static_cast<size_t>(p.k * nr) * sizeof(T));
+  if (columns < nr || format.k > p.k) std::fill(out, out + format.k * nr, flip);
+  const int64_t column_step = p.transposed ? p.k : 1, k_step = p.transposed ? 1 : p.n;
+  const char* corner = source + first * column_step * static_cast<int64_t>(sizeof(T));
+  const auto put = [&](int64_t k, int64_t c) {
+    T element;
+    std::memcpy(&element, corner + (c * column_step + k * k_step) * static_cast<int64_t>(sizeof(T)),
+                sizeof(T));
+    out[k / kGroup * kGroup * nr + c * kGroup + k % kGroup] = static_cast<T>(element ^ flip);
+  };
   if (!p.transposed) {
-    for (int64_t k = 0; k < p.k; ++k)
-      std::memcpy(out + k * nr * sizeof(T), source + (k * p.n + first) * sizeof(T), columns * sizeof(T));
+    int64_t k = 0;
+    for (; k + kGroup <= p.k; k += kGroup) {
+      T rows[kGroup][kMaxNr];  // read in order, written in order
+      for (int j = 0; j < kGroup; ++j)
+        std::memcpy(rows[j], corner + (k + j) * k_step * static_cast<int64_t>(sizeof(T)),
+                    static_cast<size_t>(columns) * sizeof(T));
+      for (int64_t c = 0; c < columns; ++c)
+        for (int j = 0; j < kGroup; ++j) out[k * nr + c * kGroup + j] = static_cast<T>(rows[j][c] ^ flip);
+    }
+    for (; k < p.k; ++k)
+      for (int64_t c = 0; c < columns; ++c) put(k, c);
     return;
   }
   // Square blocks, so that both sides stay in cache lines that are in use.
@@ -34,8 +52,7 @@ void PackPanel(const Problem& p, const void* weight, int64_t panel, int64_t nr, 
   for (int64_t k0 = 0; k0 < p.k; k0 += kBlock) {
     const int64_t end = std::min(p.k, k0 + kBlock);
     for (int64_t c = 0; c < columns; ++c)
-      for (int64_t k = k0; k < end; ++k)
-        std::memcpy(out + (k * nr + c) * sizeof(T), source + ((first + c) * p.k + k) * sizeof(T), sizeof(T));
+      for (int64_t k = k0; k < end; ++k) put(k, c);
   }
 }
 
@@ -57,9 +74,10 @@ PackedLayout::PackedLayout(const Problem& problem, Isa isa)
     : nr(TileOf(isa).nr),
       panels((problem.n + nr - 1) / nr),
       padded_n(panels * nr),
+      format(FormatOf(problem, isa)),
       scale_rows(0),
       zero_points(problem.has_zero_point),
-      panel_bytes(static_cast<size_t>(problem.k * nr) * SizeOf(problem.tw)) {
+      panel_bytes(static_cast<size_t>(format.k * nr) * SizeOf(problem.tw)) {
   if (problem.scale_layout == ScaleLayout::kColumnGroups) scale_rows = 1;
   if (problem.scale_layout == ScaleLayout::kBlocks) scale_rows = problem.k / problem.scale_block;
   const size_t scale_bytes = static_cast<size_t>(scale_rows * padded_n) * sizeof(float);
@@ -72,13 +90,19 @@ Panel PackedLayout::PanelAt(const Problem& problem, const void* packed, int64_t 
   const char* base = static_cast<const char*>(packed);
   Panel result{};
   result.weight = base + panel_bytes * static_cast<size_t>(panel);
-  result.k = problem.k;
+  result.k = format.k;
   result.tw = problem.tw;
+  result.group = format.group;
+  result.is_unsigned = format.is_unsigned;
   result.stride = padded_n;
   if (scale_rows > 0) {
     result.scale = reinterpret_cast<const float*>(base + scale_offset) + panel * nr;
     if (zero_points) result.zero_point = reinterpret_cast<const float*>(base + zero_offset) + panel * nr;
-    if (problem.scale_layout == ScaleLayout::kBlocks) result.block = problem.scale_block;
+    if (problem.scale_layout == ScaleLayout::kBlocks) {
+      result.block = problem.scale_block;
+    } else if (format.group == 4 && format.k > kMaxInt8Depth) {
+      result.block = kMaxInt8Depth, result.stride = 0;  // int32 sums of parts, all with the column's scale
+    }
   }
   return result;
 }
@@ -105,16 +129,19 @@ void Pack(const Problem& problem, const Operands& operands, Isa isa, const Threa
   // Without rows there is nothing to pack, and the pointers may be null.
   ParallelFor(pool, problem.k == 0 ? 0 : layout.panels, [&](int64_t panel) {
     void* target = base + layout.panel_bytes * static_cast<size_t>(panel);
+    const auto pack = [&]<typename T, int kGroup>(T flip) {
+      PackPanel<T, kGroup>(problem, layout.format, operands.weight, panel, layout.nr, flip, target);
+    };
+    const int group = layout.format.group;
     switch (SizeOf(problem.tw)) {
       case 4:
-        PackPanel<uint32_t>(problem, operands.weight, panel, layout.nr, target);
-        break;
+        return pack.template operator()<uint32_t, 1>(0);
       case 2:
-        PackPanel<uint16_t>(problem, operands.weight, panel, layout.nr, target);
-        break;
+        return group == 1 ? pack.template operator()<uint16_t, 1>(0)
+                          : pack.template operator()<uint16_t, 2>(0);
       default:
-        PackPanel<uint8_t>(problem, operands.weight, panel, layout.nr, target);
-        break;
+        return group == 1 ? pack.template operator()<uint8_t, 1>(0)
+                          : pack.template operator()<uint8_t, 4>(layout.format.is_unsigned ? 0x80 : 0);
     }
   });
   if (layout.scale_rows == 0) return;

@@ -1,6 +1,6 @@
-// The packed form of W: column panels of the register tile's width, each [K][nr] in W's own element type, so
-// that a pass over a panel reads memory in order. Behind them, for int8, the scales and zero points as float,
-// padded alike.
+// The packed form of W: column panels of the register tile's width, each [K / group][nr][group] in W's own
+// element type, so that a pass over a panel reads memory in order. Behind them, for int8, the scales and zero
+// points as float, padded alike.
 #pragma once
 
 #include <cstddef>
@@ -15,7 +15,8 @@ namespace qkvgemm::cpu {
 struct PackedLayout {
   int64_t nr;
   int64_t panels;
-  int64_t padded_n;    // panels * nr
+  int64_t padded_n;  // panels * nr
+  WeightFormat format;
   int64_t scale_rows;  // 0: none, 1: per column, K / B: blocks
   bool zero_points;
   size_t panel_bytes;

@@ -10,6 +10,10 @@ namespace {
 constexpr int64_t kMinTaskMacs = 1 << 18;
 // Elements below which the norm is not worth waking threads for (a few microseconds of one core).
 constexpr int64_t kSerialNormElements = 1 << 15;
+// Rows up to which memory decides, and broadcast rows cost less than filling matrix registers.
+constexpr int64_t kMinMatrixRows = 8;
+// Register tiles of rows for each of which weights are widened anew: more are cheaper with a copy in cache.
+constexpr int kTilesThatWiden = 2;
 constexpr Choice kChoices[] = {{},
                                {.tasks_per_thread = 1},
                                {.tasks_per_thread = 2},
@@ -21,18 +25,54 @@ constexpr Choice kChoices[] = {{},
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+Operand OperandOf(const Problem& problem, const WeightFormat& format) {
+  if (format.group == 4) return Operand::kInt8;
+  return format.group == 2 && problem.m > kExactRows ? Operand::kBFloat16 : Operand::kFloat;
+}
+
+int DigitsOf(const Problem& problem, Operand operand) {
+  if (operand != Operand::kInt8 || problem.activation_quant) return 1;
+  return problem.m <= kExactRows || problem.k > kMaxFewDigitsDepth ? kExactDigits : kFewDigits;
+}
+
 }  // namespace
+
+WeightFormat FormatOf(const Problem& problem, Isa isa) {
+  const Dot dot = DotOf(isa);
+  const bool blocks = problem.scale_layout == ScaleLayout::kBlocks;
+  int group = 1;
+  if (problem.tw == DType::kBFloat16 && dot.bfloat16) group = 2;
+  // A lane has one scale, and a scale's int32 sums fit.
+  const bool lanes_fit = !blocks || (problem.scale_block % 4 == 0 && problem.scale_block <= kMaxInt8Depth);
+  if (problem.tw == DType::kInt8 && lanes_fit && dot.int8) group = 4;
+  const int64_t multiple = dot.matrix && group > 1 && !blocks ? kMatrixRun * group : group;
+  return {group, CeilDiv(problem.k, multiple) * multiple, group == 4 && dot.unsigned_weights};
+}
 
 Plan MakePlan(const Problem& problem, Isa isa, int threads, const Choice& choice) {
   Plan plan{};
   plan.tile = TileOf(isa);
   plan.panels = CeilDiv(problem.n, plan.tile.nr);
+  const WeightFormat format = FormatOf(problem, isa);
+  plan.operand = OperandOf(problem, format);
+  plan.digits = DigitsOf(problem, plan.operand);
+  const int depth = DepthOf(plan.operand);
+  plan.matrix =
+      DotOf(isa).matrix && plan.operand != Operand::kFloat && problem.m > kMinMatrixRows &&
+      (problem.scale_layout != ScaleLayout::kBlocks || problem.scale_block % (kMatrixRun * depth) == 0);
+  if (plan.matrix) plan.tile.mr = kMatrixRows;
   // As few passes as the scratch allows, or a multiple, but none for less than two register tiles.
-  const int64_t fewest = std::max<int64_t>(1, CeilDiv(problem.m, kMaxRowBlock));
-  const int64_t most = std::max(fewest, problem.m / (2 * plan.tile.mr));
+  const int64_t most_rows =
+      plan.matrix
+          ? std::clamp<int64_t>(kMatrixRowBytes * depth / 4 / plan.digits / std::max<int64_t>(format.k, 1),
+                                2 * TileRows(plan), kMaxRowBlock / plan.digits)
+          : kMaxRowBlock / plan.digits;
+  const int64_t fewest = std::max<int64_t>(1, CeilDiv(problem.m, most_rows));
+  const int64_t most = std::max(fewest, problem.m / (2 * TileRows(plan)));
   plan.row_blocks = std::min(fewest * choice.row_blocks, most);
   plan.block_rows = CeilDiv(problem.m, plan.row_blocks);
-  plan.widen = plan.block_rows > plan.tile.mr;
+  plan.widen = plan.operand == Operand::kFloat && problem.tw != DType::kFloat &&
+               plan.block_rows > kTilesThatWiden * plan.tile.mr;
   plan.parallel_norm =
       threads > 1 && plan.block_rows > 1 &&
       (choice.norm == Choice::Norm::kBySize ? plan.block_rows * problem.k > kSerialNormElements
@@ -68,11 +108,15 @@ std::optional<Choice> ParseChoice(std::string_view text) {
 }
 
 std::string ToString(const Plan& plan) {
+  static constexpr const char* kOperands[] = {"float", "bfloat16", "int8"};
   return "tile " + std::to_string(plan.tile.mr) + "x" + std::to_string(plan.tile.nr) + ", panels " +
          std::to_string(plan.panels) + ", row blocks " + std::to_string(plan.row_blocks) + " of " +
          std::to_string(plan.block_rows) + ", tasks " + std::to_string(plan.gemm_tasks) +
          (plan.parallel_norm ? ", parallel norm" : ", serial norm") +
-         (plan.widen ? ", widened W" : ", streamed W");
+         (plan.widen ? ", widened W" : ", W as packed") + ", as " +
+         kOperands[static_cast<int>(plan.operand)] +
+         (plan.digits > 1 ? " in " + std::to_string(plan.digits) + " digits" : "") +
+         (plan.matrix ? " on matrix registers" : "");
 }
 
 }  // namespace qkvgemm::cpu

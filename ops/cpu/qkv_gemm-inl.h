@@ -6,11 +6,12 @@
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/multiply-inl.h"
 #include "ops/cpu/norm-inl.h"
+#include "ops/cpu/peak-inl.h"
 
 namespace qkvgemm::cpu {
 namespace {
 
-constexpr Kernels kKernels = {ToFloat, FromFloat, Normalize, QuantizeRow, MultiplyStreamed, MultiplyWidened};
+constexpr Kernels kKernels = {ToFloat, FromFloat, Normalize, RoundRow, SplitRow, MultiplyVectors, Spin};
 
 }  // namespace
 }  // namespace qkvgemm::cpu

@@ -12,11 +12,31 @@
 namespace qkvgemm::cpu {
 
 const Kernels& KernelsOf(Isa isa) {
+  switch (isa) {
+    case Isa::kScalar:
+      return ScalarKernels();
 #if defined(__x86_64__)
-  if (isa == Isa::kAvx512) return Avx512Kernels();
-  if (isa == Isa::kAvx2) return Avx2Kernels();
+    case Isa::kAvx2:
+      return Avx2Kernels();
+    case Isa::kAvxVnni:
+      return AvxVnniKernels();
+    case Isa::kAvx512:
+      return Avx512Kernels();
+    case Isa::kAvx512Vnni:
+      return Avx512VnniKernels();
+    case Isa::kAvx512Bf16:
+      return Avx512Bf16Kernels();
+    case Isa::kAmx:
+      return AmxKernels();
+#elif defined(__aarch64__)
+    case Isa::kNeon:
+      return NeonKernels();
+    case Isa::kNeonDot:
+      return NeonDotKernels();
 #endif
-  (void)isa;
+    default:
+      break;
+  }
   return ScalarKernels();
 }
 
@@ -24,24 +44,47 @@ namespace {
 
 size_t RoundUp64(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
+// Blocks of scales along a column of packed W.
+int64_t BlocksOf(const Problem& problem, const WeightFormat& format) {
+  if (problem.scale_layout == ScaleLayout::kBlocks) return problem.k / problem.scale_block;
+  return (format.k + kMaxInt8Depth - 1) / kMaxInt8Depth;
+}
+
 // Where the parts of the caller's scratch buffer begin.
 struct Scratch {
-  size_t rows;    // float [block_rows, k], as row tiles of [k][rows of the tile]
-  size_t line;    // float [row tiles][k]: a tile's current row, before it goes to its place among the others
+  size_t rows;   // block_rows rows in the operand's form, as row tiles: Rows::lanes
+  size_t line;   // [row tiles][line_bytes]: a tile's current row, before it goes to its place
+  size_t scale;  // int8 rows only: Rows::scale, Rows::sums
+  size_t sums;
   size_t gamma;   // float [k]
   size_t beta;    // float [k]
   size_t packed;  // W, where it is not constant
   size_t bytes;
+  size_t line_bytes;  // float [format.k], then int8 [digits][format.k]
 
   Scratch(const Problem& problem, Isa isa, const Plan& plan, bool packed_weights) {
-    const auto k = static_cast<size_t>(problem.k);
-    const auto tiles = static_cast<size_t>(RowTiles(plan.block_rows, plan.tile.mr).count);
-    rows = 0;
-    line = rows + RoundUp64(static_cast<size_t>(plan.block_rows) * k * sizeof(float));
-    gamma = line + RoundUp64(tiles * k * sizeof(float));
-    beta = gamma + (problem.gamma_type == DType::kFloat ? 0 : RoundUp64(k * sizeof(float)));
-    packed = beta + (problem.beta_type == DType::kFloat ? 0 : RoundUp64(k * sizeof(float)));
-    bytes = packed + (packed_weights ? 0 : PackedLayout(problem, isa).bytes);
+    const WeightFormat format = FormatOf(problem, isa);
+    const auto k = static_cast<size_t>(problem.k), padded_k = static_cast<size_t>(format.k);
+    const auto block_rows = static_cast<size_t>(plan.block_rows);
+    const auto lane_rows = block_rows * static_cast<size_t>(plan.digits);
+    const auto tiles = static_cast<size_t>(RowTiles(plan.block_rows, TileRows(plan)).count);
+    size_t end = 0;
+    const auto take = [&end](size_t size) {
+      const size_t begin = end;
+      end += RoundUp64(size);
+      return begin;
+    };
+    const bool quantised = plan.operand == Operand::kInt8;
+    rows = take(lane_rows * padded_k / static_cast<size_t>(DepthOf(plan.operand)) * sizeof(uint32_t));
+    line_bytes = RoundUp64(padded_k * sizeof(float)) +
+                 (quantised ? RoundUp64(padded_k * static_cast<size_t>(plan.digits)) : 0);
+    line = take(tiles * line_bytes);
+    scale = take(quantised ? block_rows * sizeof(float) : 0);
+    sums = take(quantised ? lane_rows * static_cast<size_t>(BlocksOf(problem, format)) * sizeof(int32_t) : 0);
+    gamma = take(problem.gamma_type == DType::kFloat ? 0 : k * sizeof(float));
+    beta = take(problem.beta_type == DType::kFloat ? 0 : k * sizeof(float));
+    packed = take(packed_weights ? 0 : PackedLayout(problem, isa).bytes);
+    bytes = end;
   }
 };
 
@@ -59,18 +102,60 @@ const float* AsFloat(const Kernels& kernels, const void* vector, DType type, int
   return scratch;
 }
 
-// Normalises rows [begin, begin + count) of the input into one tile [k][count], and into the `norm` output.
+// Where a row tile's rows go in their operand's form.
+struct TileTarget {
+  char* line;  // see Scratch
+  uint32_t* lanes;
+  float* scale;  // the tile's
+  int32_t* sums;
+};
+
+// Splits a row into digits, [digits][padded k] behind the line, and sums them up by blocks of scales.
+void SplitRow(const Problem& p, const Kernels& kernels, const WeightFormat& format, int digits,
+              const float* row, int8_t* q, float* scale, int32_t* sums) {
+  *scale = kernels.split_row(row, format.k, digits, q);
+  const int64_t blocks = BlocksOf(p, format);
+  const int64_t depth = p.scale_layout == ScaleLayout::kBlocks ? p.scale_block : kMaxInt8Depth;
+  for (int64_t d = 0; d < digits; ++d, q += format.k)
+    for (int64_t b = 0; b < blocks; ++b) {
+      int32_t sum = 0;
+      for (int64_t k = b * depth, end = std::min(format.k, k + depth); k < end; ++k) sum += q[k];
+      *sums++ = sum;
+    }
+}
+
+// Normalises rows [begin, begin + count) of the input into one tile of lanes, and into the `norm` output.
 void NormalizeTile(const Problem& p, const Operands& o, const Kernels& kernels, const RowNorm& norm,
-                   int64_t begin, int64_t count, float* line, float* tile) {
+                   const WeightFormat& format, const Plan& plan, int64_t begin, int64_t count,
+                   const TileTarget& target) {
   if (p.k == 0) return;  // the pointers may be null
+  const int64_t lanes = format.k / DepthOf(plan.operand), lane_rows = count * plan.digits;
+  const int64_t run = lane_rows == 1 ? lanes : plan.matrix ? kMatrixRun : 1;
+  auto* line = reinterpret_cast<float*>(target.line);
   for (int64_t r = 0; r < count; ++r) {
-    float* row = count == 1 ? tile : line;
-    kernels.to_float(p.t, At(o.input, (begin + r) * p.k, p.t), row, p.k);
-    kernels.normalize(norm, row, row, p.k);
-    if (o.norm) kernels.from_float(p.t, row, At(o.norm, (begin + r) * p.k, p.t), p.k);
-    if (norm.activation_quant) kernels.quantize_row(row, p.k);
-    if (count > 1) {
-      for (int64_t k = 0; k < p.k; ++k) tile[k * count + r] = line[k];
+    kernels.to_float(p.t, At(o.input, (begin + r) * p.k, p.t), line, p.k);
+    std::fill(line + p.k, line + format.k, 0.0f);
+    kernels.normalize(norm, line, line, p.k);
+    if (o.norm) kernels.from_float(p.t, line, At(o.norm, (begin + r) * p.k, p.t), p.k);
+    const char* source = target.line;
+    if (plan.operand == Operand::kInt8) {
+      char* q = target.line + RoundUp64(static_cast<size_t>(format.k) * sizeof(float));
+      SplitRow(p, kernels, format, plan.digits, line, reinterpret_cast<int8_t*>(q), target.scale + r,
+               target.sums + r * plan.digits * BlocksOf(p, format));
+      source = q;
+    } else if (plan.operand == Operand::kBFloat16) {
+      kernels.from_float(DType::kBFloat16, line, line, format.k);
+    } else if (p.activation_quant) {
+      kernels.round_row(line, p.k);
+    }
+    for (int d = 0; d < plan.digits; ++d, source += lanes * 4) {
+      uint32_t* to = target.lanes + (r * plan.digits + d) * run;
+      if (run == 1) {
+        for (int64_t i = 0; i < lanes; ++i) std::memcpy(to + i * lane_rows, source + i * 4, 4);
+      } else {
+        for (int64_t i = 0; i < lanes; i += run)
+          std::memcpy(to + i * lane_rows, source + i * 4, static_cast<size_t>(run) * 4);
+      }
     }
   }
 }
@@ -117,33 +202,34 @@ void Run(const Problem& p, const Operands& o, const void* packed, Isa isa, const
     Pack(p, o, isa, pool, base + parts.packed);
     packed = base + parts.packed;
   }
-  RowNorm norm{p.norm, p.epsilon, nullptr, nullptr, p.activation_quant};
+  RowNorm norm{p.norm, p.epsilon, nullptr, nullptr};
   norm.gamma = AsFloat(kernels, o.gamma, p.gamma_type, p.k, reinterpret_cast<float*>(base + parts.gamma));
   norm.beta = AsFloat(kernels, o.beta, p.beta_type, p.k, reinterpret_cast<float*>(base + parts.beta));
-  auto* rows_buffer = reinterpret_cast<float*>(base + parts.rows);
-  auto* lines = reinterpret_cast<float*>(base + parts.line);
+  auto* lanes = reinterpret_cast<uint32_t*>(base + parts.rows);
+  auto* scales = reinterpret_cast<float*>(base + parts.scale);
+  auto* sums = reinterpret_cast<int32_t*>(base + parts.sums);
+  const int64_t blocks = BlocksOf(p, layout.format), padded_k = layout.format.k;
   ThreadPool serial;
 
   for (int64_t first = 0; first < p.m; first += plan.block_rows) {
-    const int64_t rows = std::min(plan.block_rows, p.m - first);
-    const RowTiles tiles(rows, plan.tile.mr);
+    const int64_t count = std::min(plan.block_rows, p.m - first);
+    const RowTiles tiles(count, TileRows(plan));
     ParallelFor(plan.parallel_norm ? pool : serial, tiles.count, [&](int64_t t) {
       const int64_t begin = tiles.Begin(t);
-      NormalizeTile(p, o, kernels, norm, first + begin, tiles.Begin(t + 1) - begin, lines + t * p.k,
-                    rows_buffer + begin * p.k);
+      const TileTarget target{base + parts.line + static_cast<size_t>(t) * parts.line_bytes,
+                              lanes + plan.digits * begin * padded_k / DepthOf(plan.operand), scales + begin,
+                              sums + plan.digits * begin * blocks};
+      NormalizeTile(p, o, kernels, norm, layout.format, plan, first + begin, tiles.Begin(t + 1) - begin,
+                    target);
     });
+    const Rows rows{plan.operand, plan.matrix, plan.digits, count, padded_k, lanes, scales, sums, blocks};
     ParallelFor(pool, plan.panels == 0 ? 0 : plan.gemm_tasks, [&](int64_t task) {
       alignas(64) float c[kMaxRowBlock * kMaxNr];
       const int64_t begin = plan.panels * task / plan.gemm_tasks;
       const int64_t end = plan.panels * (task + 1) / plan.gemm_tasks;
       for (int64_t i = begin; i < end; ++i) {
-        const Panel panel = layout.PanelAt(p, packed, i);
-        if (tiles.count == 1) {
-          kernels.multiply_streamed(rows_buffer, static_cast<int>(rows), panel, c);
-        } else {
-          kernels.multiply_widened(rows_buffer, rows, panel, c);
-        }
-        Store(p, o, kernels, layout.nr, i, first, rows, c);
+        kernels.multiply(rows, layout.PanelAt(p, packed, i), plan.widen, c);
+        Store(p, o, kernels, layout.nr, i, first, count, c);
       }
     });
   }

@@ -11,13 +11,23 @@
 
 namespace qkvgemm::cpu {
 
-enum class Isa : uint8_t { kScalar, kAvx2, kAvx512 };
+enum class Isa : uint8_t {
+  kScalar,
+  kAvx2,        // AVX2, FMA, F16C
+  kAvxVnni,     // with products of int8
+  kAvx512,      // F, BW, DQ, VL
+  kAvx512Vnni,  // with products of int8
+  kAvx512Bf16,  // with products of int8 and bfloat16
+  kAmx,         // the same on matrix registers
+  kNeon,        // of 64-bit Arm
+  kNeonDot,     // with products of int8
+};
 
 const char* IsaName(Isa isa);
 // Can this processor (and operating system) run it?
 bool IsaSupported(Isa isa);
-// The best supported instruction set, or the one that `forced` names ("scalar", "avx2", "avx512"; null or
-// empty: none forced). False and a message for an unknown name or one that the machine lacks.
+// The best supported instruction set, or the one that `forced` names as IsaName does (null or empty: none
+// forced). False and a message for an unknown name or one that the machine lacks.
 bool SelectIsa(const char* forced, Isa* isa, std::string* error);
 
 // Runs fn(context, i) for every i in [0, count), in any order, on as many threads as the caller has; returns

@@ -63,5 +63,46 @@ struct Vec {
   }
 };
 
+// Lanes of 32 bits: an integer, or two bfloat16 or four int8 of consecutive k.
+struct Lanes {
+  // Not __m256i, whose elements are 64 bits: g++ keeps arrays of sums in memory where their elements and
+  // those of an instruction differ.
+  typedef int32_t Vector __attribute__((vector_size(32)));
+  Vector v;
+  Lanes() = default;
+  Lanes(__m256i m) : v((Vector)m) {}
+  operator __m256i() const { return (__m256i)v; }
+  static Lanes Zero() { return _mm256_setzero_si256(); }
+  static Lanes Set(uint32_t u) { return _mm256_set1_epi32(static_cast<int>(u)); }
+  static Lanes Load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+  static Lanes Round(Vec a) { return _mm256_cvtps_epi32(a.v); }
+  static Lanes OfFloat(Vec a) { return _mm256_castps_si256(a.v); }
+  void Store(void* p) const { _mm256_storeu_si256(static_cast<__m256i*>(p), *this); }
+  void StoreInt8(int8_t* p) const {
+    const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(*this), _mm256_extracti128_si256(*this, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
+  }
+  Vec ToFloat() const { return {_mm256_cvtepi32_ps(*this)}; }
+  Vec AsFloat() const { return {_mm256_castsi256_ps(*this)}; }
+  template <int kBits>
+  Lanes Left() const {
+    return _mm256_slli_epi32(*this, kBits);
+  }
+  template <int kBits>
+  Lanes Right() const {  // zeros come in
+    return _mm256_srli_epi32(*this, kBits);
+  }
+  template <int kBits>
+  Lanes SignedRight() const {
+    return _mm256_srai_epi32(*this, kBits);
+  }
+  friend Lanes operator&(Lanes a, Lanes b) { return _mm256_and_si256(a, b); }
+  friend Lanes operator|(Lanes a, Lanes b) { return _mm256_or_si256(a, b); }
+  friend Lanes operator^(Lanes a, Lanes b) { return _mm256_xor_si256(a, b); }
+  friend Lanes operator+(Lanes a, Lanes b) { return _mm256_add_epi32(a, b); }
+  friend Lanes operator-(Lanes a, Lanes b) { return _mm256_sub_epi32(a, b); }
+  friend Lanes operator*(Lanes a, Lanes b) { return _mm256_mullo_epi32(a, b); }
+};
+
 }  // namespace
 }  // namespace qkvgemm::cpu

@@ -54,5 +54,45 @@ struct Vec {
   float Max() const { return _mm512_reduce_max_ps(v); }
 };
 
+// Lanes of 32 bits: an integer, or two bfloat16 or four int8 of consecutive k.
+struct Lanes {
+  // Not __m512i, whose elements are 64 bits: g++ keeps arrays of sums in memory where their elements and
+  // those of an instruction differ.
+  typedef int32_t Vector __attribute__((vector_size(64)));
+  Vector v;
+  Lanes() = default;
+  Lanes(__m512i m) : v((Vector)m) {}
+  operator __m512i() const { return (__m512i)v; }
+  static Lanes Zero() { return _mm512_setzero_si512(); }
+  static Lanes Set(uint32_t u) { return _mm512_set1_epi32(static_cast<int>(u)); }
+  static Lanes Load(const void* p) { return _mm512_loadu_si512(p); }
+  static Lanes Round(Vec a) { return _mm512_cvtps_epi32(a.v); }
+  static Lanes OfFloat(Vec a) { return _mm512_castps_si512(a.v); }
+  void Store(void* p) const { _mm512_storeu_si512(p, *this); }
+  void StoreInt8(int8_t* p) const {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(*this));
+  }
+  Vec ToFloat() const { return {_mm512_cvtepi32_ps(*this)}; }
+  Vec AsFloat() const { return {_mm512_castsi512_ps(*this)}; }
+  template <int kBits>
+  Lanes Left() const {
+    return _mm512_slli_epi32(*this, kBits);
+  }
+  template <int kBits>
+  Lanes Right() const {  // zeros come in
+    return _mm512_srli_epi32(*this, kBits);
+  }
+  template <int kBits>
+  Lanes SignedRight() const {
+    return _mm512_srai_epi32(*this, kBits);
+  }
+  friend Lanes operator&(Lanes a, Lanes b) { return _mm512_and_si512(a, b); }
+  friend Lanes operator|(Lanes a, Lanes b) { return _mm512_or_si512(a, b); }
+  friend Lanes operator^(Lanes a, Lanes b) { return _mm512_xor_si512(a, b); }
+  friend Lanes operator+(Lanes a, Lanes b) { return _mm512_add_epi32(a, b); }
+  friend Lanes operator-(Lanes a, Lanes b) { return _mm512_sub_epi32(a, b); }
+  friend Lanes operator*(Lanes a, Lanes b) { return _mm512_mullo_epi32(a, b); }
+};
+
 }  // namespace
 }  // namespace qkvgemm::cpu

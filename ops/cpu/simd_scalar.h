@@ -46,5 +46,41 @@ struct Vec {
   static void PutHalf(uint16_t* p, uint16_t h) { std::memcpy(p, &h, sizeof h); }
 };
 
+// A lane of 32 bits: an integer, or two bfloat16 or four int8 of consecutive k.
+struct Lanes {
+  uint32_t v;
+  static Lanes Zero() { return {0}; }
+  static Lanes Set(uint32_t u) { return {u}; }
+  static Lanes Load(const void* p) {
+    uint32_t u;
+    std::memcpy(&u, p, sizeof u);
+    return {u};
+  }
+  static Lanes Round(Vec a) { return {static_cast<uint32_t>(static_cast<int32_t>(std::nearbyint(a.v)))}; }
+  void Store(void* p) const { std::memcpy(p, &v, sizeof v); }
+  void StoreInt8(int8_t* p) const { *p = static_cast<int8_t>(v); }
+  Vec ToFloat() const { return {static_cast<float>(static_cast<int32_t>(v))}; }
+  Vec AsFloat() const { return {FloatOf(v)}; }
+  static Lanes OfFloat(Vec a) { return {BitsOf(a.v)}; }
+  template <int kBits>
+  Lanes Left() const {
+    return {v << kBits};
+  }
+  template <int kBits>
+  Lanes Right() const {  // zeros come in
+    return {v >> kBits};
+  }
+  template <int kBits>
+  Lanes SignedRight() const {
+    return {static_cast<uint32_t>(static_cast<int32_t>(v) >> kBits)};
+  }
+  friend Lanes operator&(Lanes a, Lanes b) { return {a.v & b.v}; }
+  friend Lanes operator|(Lanes a, Lanes b) { return {a.v | b.v}; }
+  friend Lanes operator^(Lanes a, Lanes b) { return {a.v ^ b.v}; }
+  friend Lanes operator+(Lanes a, Lanes b) { return {a.v + b.v}; }
+  friend Lanes operator-(Lanes a, Lanes b) { return {a.v - b.v}; }
+  friend Lanes operator*(Lanes a, Lanes b) { return {a.v * b.v}; }
+};
+
 }  // namespace
 }  // namespace qkvgemm::cpu

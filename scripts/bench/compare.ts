@@ -16,15 +16,23 @@ import {
   type BlockWeightType,
 } from '../../models/qkv_block.js';
 import type { Operands } from '../../models/qkv_gemm.js';
+import { DataType } from '../../ts/onnx/tensor.js';
 import { relativeDifference } from './difference.js';
+import { roundingOf } from './rounding.js';
 import { pick, sampledOperands, sampledReference, sampleOf } from './sample.js';
 import { interleaved, type Timing, type TimingOptions } from '../../ts/bench/timing.js';
 
 /**
- * Largest difference allowed, of the largest output: from the float64 result with the weights as stored. It holds for
- * every weight type, for the kernels round nothing but weights.
+ * Largest difference allowed, of the largest output: from the float64 result with the weights as stored, beside what
+ * kernels round of the rows.
  */
 export const TOLERANCE = 2e-5;
+
+/** The same of one contender. */
+export function toleranceOf(name: Contender['name']): number {
+  const types: Partial<Record<Contender['name'], number>> = { bf16: DataType.bfloat16, int8: DataType.int8 };
+  return TOLERANCE + roundingOf(types[name] ?? DataType.float);
+}
 
 export interface Contender {
   name: 'stock' | BlockWeightType;
@@ -77,7 +85,7 @@ export class Comparison {
 
   /**
    * Verifies all contenders at `m` rows, then times them in turn.
-   * @throws Error where an output is off by more than `TOLERANCE`.
+   * @throws Error where an output is off by more than `toleranceOf` allows.
    */
   async measure(m: number, timing: TimingOptions): Promise<Measured[]> {
     const x = uniform(m * this.block.k, 2, 5, 0.25);
@@ -91,9 +99,10 @@ export class Comparison {
       if (name === 'stock') stock = outputs;
       const expected = sampledReference(this.block, sampled, x, sample);
       const fromReference = relativeDifference(expected, pick(this.block, outputs, sample));
-      if (!(fromReference <= TOLERANCE)) {
+      const tolerance = toleranceOf(name);
+      if (!(fromReference <= tolerance)) {
         throw new Error(
-          `${this.block.name}, M=${m}, ${name}: ${fromReference.toExponential(1)} of the largest output away from the float64 result; ${TOLERANCE} is allowed.`,
+          `${this.block.name}, M=${m}, ${name}: ${fromReference.toExponential(1)} of the largest output away from the float64 result; ${tolerance.toExponential(1)} is allowed.`,
         );
       }
       const fromStock = Math.max(...stock.map((o, i) => relativeDifference(o, outputs[i] ?? [])));

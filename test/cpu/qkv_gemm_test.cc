@@ -8,6 +8,7 @@
 
 #include "ops/cpu/plan.h"
 #include "test/kernels/check.h"
+#include "test/kernels/cpu_arithmetic.h"
 #include "test/kernels/pool.h"
 
 // Counted, for a call must not allocate. Not inlined: g++ 12 warns where it inlines one of a pair and not the
@@ -54,7 +55,8 @@ std::vector<char> RunAndCheck(Case& c, Isa isa, bool use_packed, int threads, co
   if (threads == 1 && allocations != before)  // else the pool's threads may count
     Fail(name + ": allocated " + std::to_string(allocations - before) + " times");
 
-  CheckOutputs(c, o.norm != nullptr, Arithmetic{}, name, &elements, Fail);
+  const Arithmetic arithmetic = ArithmeticOf(MakePlan(c.p, isa, threads, choice));
+  CheckOutputs(c, o.norm != nullptr, arithmetic, name, &elements, Fail);
   return c.OutputBytes();
 }
 
@@ -72,18 +74,29 @@ void RunAll(Case& c, Isa isa, std::mt19937& random) {
     Fail(Describe(c, isa, true, 3) + ": differs with " + ToString(choice));
 }
 
+// Shapes around every tile, lane and block that a plan cuts: rows up to which products are exact, vector and
+// matrix tiles, columns of a panel, k of a lane, of a K block and of a matrix register.
 void TestShapes(Isa isa, std::mt19937& random) {
   const Tile tile = TileOf(isa);
-  const std::vector<int64_t> ms = {0, 1, 2, 3, tile.mr - 1, tile.mr, tile.mr + 1, 2 * tile.mr + 1, 37};
+  const std::vector<int64_t> ms = {
+      0, 1, 2, 3, 4, 5, tile.mr - 1, tile.mr, tile.mr + 1, 2 * tile.mr + 1, kMatrixRows - 1, kMatrixRows + 1,
+      37};
   const std::vector<int64_t> ns = {1, 3, tile.nr - 1, tile.nr, tile.nr + 1, 3 * tile.nr + 5};
-  const std::vector<int64_t> ks = {0, 1, 7, 33, kKBlock - 1, kKBlock, kKBlock + 1, 2 * kKBlock + 19};
+  const std::vector<int64_t> ks = {
+      0, 1, 2, 7, 33, 64, 66, kKBlock - 1, kKBlock, kKBlock + 1, 2 * kKBlock + 19};
+  int64_t turn = 0;
   for (int64_t m : ms)
     for (int64_t n : ns)
       for (int64_t k : ks) {
         Case c;
         c.p.m = m, c.p.n = n, c.p.k = k;
         c.p.norm = static_cast<NormType>((m + n + k) % 3);
-        c.p.tw = static_cast<DType>((m + n) % 3);
+        c.p.tw = static_cast<DType>(turn++ % 4);
+        if (c.p.tw == DType::kInt8) {
+          c.p.scale_layout = ScaleLayout::kColumnGroups, c.p.scale_groups = n;
+          c.p.has_zero_point = turn % 3 == 0;
+          c.p.activation_quant = turn % 8 < 4;
+        }
         c.splits = Split(n, static_cast<int>(k % 3) + 1);
         c.emit_norm = k % 2 == 0;
         c.p.transposed = n % 2 == 0;
@@ -122,10 +135,11 @@ void TestInt8(Isa isa, std::mt19937& random) {
       for (bool zero_point : {false, true})
         for (bool quant : {false, true})
           for (DType scale_type : {DType::kFloat, DType::kFloat16})
-            for (int64_t layout :
-                 {1, 2, 4, 0, -8, -32, -160}) {  // groups; 0: per column; negative: blocks along K
+            for (int64_t layout : {1, 2, 4, 0, -1, -6, -8, -15, -32, -64, -128, -960,
+                                   -1920}) {  // groups; 0: per column; negative: blocks along K
+              if (layout < -100 && (m == 4 || n != 40 || scale_type != DType::kFloat)) continue;  // slow
               Case c;
-              c.p.m = m, c.p.n = n, c.p.k = 320;
+              c.p.m = m, c.p.n = n, c.p.k = layout < -100 ? 1920 : layout == -15 ? 75 : 384;
               c.p.tw = DType::kInt8;
               c.p.has_zero_point = zero_point;
               c.p.activation_quant = quant;
@@ -140,6 +154,69 @@ void TestInt8(Isa isa, std::mt19937& random) {
               c.splits = Split(n, 3);
               RunAll(c, isa, random);
             }
+}
+
+// More products than one int32 sums up, and the largest that there are: 127 * 255 each.
+void TestDeepInt8(Isa isa, std::mt19937& random) {
+  for (bool quant : {false, true})
+    for (int64_t m : {2, 9}) {
+      Case c;
+      c.p.m = m, c.p.k = 2 * kMaxInt8Depth + 70, c.p.n = 3;
+      c.p.tw = DType::kInt8, c.p.has_zero_point = true, c.p.activation_quant = quant;
+      c.p.scale_layout = ScaleLayout::kColumnGroups, c.p.scale_groups = 3;
+      c.splits = {3};
+      RunAll(c, isa, random);
+    }
+  for (int64_t block : {int64_t{0}, kMaxInt8Depth, 2 * kMaxInt8Depth})
+    for (int sign : {1, -1}) {
+      Case c;
+      c.p.m = 9, c.p.k = 2 * kMaxInt8Depth, c.p.n = 3;
+      c.p.norm = NormType::kNone;
+      c.p.tw = DType::kInt8, c.p.has_zero_point = true, c.p.activation_quant = true;
+      c.p.scale_layout = block == 0 ? ScaleLayout::kColumnGroups : ScaleLayout::kBlocks;
+      c.p.scale_groups = 3, c.p.scale_block = block;
+      c.splits = {3};
+      c.Fill(random);
+      // Equal products in float round alike, up to K roundings of the sum; the bound is for others.
+      if (MakePlan(c.p, isa, 1).operand != Operand::kInt8) continue;
+      for (int64_t i = 0; i < c.x.Count(); ++i) c.x.Set(i, 1.0);
+      for (int64_t i = 0; i < c.w.Count(); ++i) c.w.Set(i, sign > 0 ? 127 : -128);
+      for (int64_t i = 0; i < c.z.Count(); ++i) c.z.Set(i, sign > 0 ? -128 : 127);
+      RunAndCheck(c, isa, true, 1);
+    }
+}
+
+// A row that is not finite gives nothing that is, and disturbs no other.
+void TestNotFinite(Isa isa, std::mt19937& random) {
+  for (double value : {static_cast<double>(NAN), static_cast<double>(INFINITY)})
+    for (int tw = 0; tw < 4; ++tw)
+      for (bool quant : {false, true})
+        for (int norm = 0; norm < 3; ++norm)
+          for (int64_t m : {1, 6, 40}) {
+            Case c;
+            c.p.m = m, c.p.k = 70, c.p.n = 40;
+            c.p.tw = static_cast<DType>(tw), c.p.norm = static_cast<NormType>(norm);
+            if (c.p.tw == DType::kInt8) c.p.scale_layout = ScaleLayout::kColumnGroups, c.p.scale_groups = 1;
+            c.p.activation_quant = quant && c.p.tw == DType::kInt8;
+            c.splits = {40};
+            c.Fill(random);
+            const auto before = RunAndCheck(c, isa, true, 1);
+            const int64_t bad = m / 2;
+            c.x.Set(bad * c.p.k + static_cast<int64_t>(random() % 70), value);
+            ThreadedPool pool(1);
+            Buffer scratch(ScratchBytes(c.p, isa, 1, false));
+            c.Poison();
+            Run(c.p, c.GetOperands(), nullptr, isa, pool.pool, scratch.Data());
+            const auto after = c.OutputBytes();
+            const std::string name = Describe(c, isa, false, 1);
+            for (int64_t i = 0; i < c.p.n; ++i, ++elements)
+              if (std::isfinite(c.y[0].Get(bad * c.p.n + i)))
+                Fail(name + ": a row with " + std::to_string(value) + " gives a number");
+            const auto row = static_cast<ptrdiff_t>(c.p.n * static_cast<int64_t>(SizeOf(c.p.t)));
+            if (!std::equal(before.begin(), before.begin() + bad * row, after.begin()) ||
+                !std::equal(before.begin() + (bad + 1) * row, before.end(), after.begin() + (bad + 1) * row))
+              Fail(name + ": a row with " + std::to_string(value) + " disturbs another");
+          }
 }
 
 void TestZeroRows(Isa isa, std::mt19937& random) {
@@ -203,6 +280,55 @@ void TestConversions() {
   cases += 65536;
 }
 
+// What products are of, by instruction set, weights and rows.
+void TestOperands() {
+  struct Expected {
+    Isa isa;
+    DType tw;
+    bool quant;
+    int64_t block, m;
+    Operand operand;
+    int digits;
+    bool matrix, widen;
+    int group;
+  };
+  constexpr Operand kF = Operand::kFloat, kB = Operand::kBFloat16, kI = Operand::kInt8;
+  const Expected table[] = {
+      {Isa::kAvx512, DType::kInt8, false, 0, 512, kF, 1, false, true, 1},
+      {Isa::kAvx512, DType::kInt8, true, 0, 1, kF, 1, false, false, 1},
+      {Isa::kAvxVnni, DType::kInt8, false, 0, 512, kI, 2, false, false, 4},
+      {Isa::kAvx512Vnni, DType::kInt8, true, 0, 512, kI, 1, false, false, 4},
+      {Isa::kAvx512Vnni, DType::kBFloat16, false, 0, 512, kF, 1, false, true, 1},
+      {Isa::kAvx512Bf16, DType::kBFloat16, false, 0, 4, kF, 1, false, false, 2},
+      {Isa::kAvx512Bf16, DType::kBFloat16, false, 0, 5, kB, 1, false, false, 2},
+      {Isa::kAvx512Bf16, DType::kInt8, false, 0, 4, kI, 3, false, false, 4},
+      {Isa::kAvx512Bf16, DType::kInt8, false, 0, 5, kI, 2, false, false, 4},
+      {Isa::kAvx512Bf16, DType::kInt8, false, 6, 512, kF, 1, false, true, 1},
+      {Isa::kAvx512Bf16, DType::kFloat16, false, 0, 512, kF, 1, false, true, 1},
+      {Isa::kAmx, DType::kBFloat16, false, 0, 8, kB, 1, false, false, 2},
+      {Isa::kAmx, DType::kBFloat16, false, 0, 9, kB, 1, true, false, 2},
+      {Isa::kAmx, DType::kInt8, false, 64, 512, kI, 2, true, false, 4},
+      {Isa::kAmx, DType::kInt8, true, 32, 512, kI, 1, false, false, 4},
+      {Isa::kAmx, DType::kInt8, true, 64, 512, kI, 1, true, false, 4},
+  };
+  for (const Expected& e : table) {
+    Problem p;
+    p.m = e.m, p.k = 384, p.n = 768, p.tw = e.tw, p.activation_quant = e.quant, p.scale_block = e.block;
+    if (e.tw == DType::kInt8)
+      p.scale_layout = e.block == 0 ? ScaleLayout::kColumnGroups : ScaleLayout::kBlocks;
+    const Plan plan = MakePlan(p, e.isa, 2);
+    if (plan.operand != e.operand || plan.digits != e.digits || plan.matrix != e.matrix ||
+        plan.widen != e.widen || FormatOf(p, e.isa).group != e.group)
+      Fail(std::string("operands of ") + IsaName(e.isa) + ", " + std::to_string(e.m) +
+           " rows: " + ToString(plan));
+  }
+  Problem deep;  // rows on matrix registers are to stay in the second cache level
+  deep.m = 2048, deep.k = 8192, deep.n = 768, deep.tw = DType::kBFloat16;
+  const Plan plan = MakePlan(deep, Isa::kAmx, 2);
+  if (plan.block_rows > 64 || plan.row_blocks * plan.block_rows < deep.m)
+    Fail("plan for deep rows on matrix registers: " + ToString(plan));
+}
+
 void TestPlan() {
   Problem p;
   p.m = 1, p.k = 4096, p.n = 12288;
@@ -210,7 +336,7 @@ void TestPlan() {
   if (one.widen || one.gemm_tasks < 2 || one.row_blocks != 1) Fail("plan for one row: " + ToString(one));
   p.m = kMaxRowBlock + 1;
   const Plan two = MakePlan(p, Isa::kAvx512, 2);
-  if (!two.widen || two.row_blocks != 2 || two.block_rows > kMaxRowBlock)
+  if (two.widen || two.operand != Operand::kFloat || two.row_blocks != 2 || two.block_rows > kMaxRowBlock)
     Fail("plan for many rows: " + ToString(two));
   for (const Choice& choice : Choices(p, Isa::kAvx512, 2)) {
     if (ParseChoice(ToString(choice)) != choice) Fail("choice " + ToString(choice) + " is not read back");
@@ -222,6 +348,7 @@ void TestPlan() {
     Fail("choices for many rows");
   if (ParseChoice("") || ParseChoice("tasks 3 a thread, row blocks x1, norm by size"))
     Fail("a choice that is none");
+  TestOperands();
   p.m = 1, p.k = 8, p.n = 8;
   if (Choices(p, Isa::kAvx512, 16).size() != 1) Fail("a tiny problem leaves no choice");
   if (MakePlan(p, Isa::kAvx512, 16).gemm_tasks != 1) Fail("a tiny problem is one task");
@@ -247,10 +374,14 @@ void TestPlan() {
 
 int main(int argc, char** argv) {
   const unsigned seed = argc > 1 ? static_cast<unsigned>(std::atoi(argv[1])) : std::random_device{}();
-  std::printf("seed %u (pass it as the argument to repeat)\n", seed);
+  std::printf(
+      "seed %u (pass it as the argument to repeat, and the name of an instruction set to test it alone)\n",
+      seed);
   TestConversions();
   TestPlan();
-  for (Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512}) {
+  for (Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvxVnni, Isa::kAvx512, Isa::kAvx512Vnni, Isa::kAvx512Bf16,
+                  Isa::kAmx, Isa::kNeon, Isa::kNeonDot}) {
+    if (argc > 2 && std::string_view(argv[2]) != IsaName(isa)) continue;
     if (!IsaSupported(isa)) {
       std::printf("%s: this processor lacks it, not tested\n", IsaName(isa));
       continue;
@@ -259,6 +390,8 @@ int main(int argc, char** argv) {
     TestShapes(isa, random);
     TestTypes(isa, random);
     TestInt8(isa, random);
+    TestDeepInt8(isa, random);
+    TestNotFinite(isa, random);
     TestZeroRows(isa, random);
     TestOverflow(isa, random);
     TestLargeBlocks(isa, random);

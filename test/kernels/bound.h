@@ -33,6 +33,7 @@ struct Arithmetic {
   bool matrix = false;     // sums on matrix instructions
   bool mean_last = false;  // sums run over the input as it is; the mean's part is subtracted from them
   bool rows_rounded = false;  // operands may be subnormal in T
+  double fixed_point = 0;     // rows are rounded to multiples of twice this of their largest value (0: not)
 };
 
 // One dot product in double.
@@ -41,6 +42,7 @@ struct Sums {
   double magnitude = 0;  // of |norm(x) * w|
   double input = 0;      // of |x / deviation * gamma * w|: what `mean_last` sums
   double squares = 0;    // of (norm(x) * w)^2
+  double row = 0;        // the row's largest |norm(x)|
 };
 
 // A dot product of K terms in any order costs at most K u times the sum of magnitudes, with u = 2^-24; in
@@ -83,6 +85,8 @@ QKVGEMM_HOST_DEVICE inline double OutputBound(const Problem& p, const Arithmetic
   bound += ElementBound(largest) * root * widest;
   bound += 6 * a.operand * std::sqrt(s.squares);  // independent roundings: six deviations
   if (a.rows_rounded) bound += 6 * SmallestOf(p.t) * root * widest;
+  // Independent roundings again, by no more than all of them.
+  bound += a.fixed_point * s.row * widest * (k < 36 ? k : 6 * root);
   bound += TiesBound(k) * step * widest;
   return bound + RoundingOf(p.t) * (expected + bound) + SmallestOf(p.t);
 }

@@ -36,6 +36,51 @@ inline std::vector<int64_t> Split(int64_t n, int parts) {
   return {n - 2 * (n / 4) - (n > 8 ? 1 : 0), n / 4, n / 4 + (n > 8 ? 1 : 0)};
 }
 
+// What one element of y is to be.
+struct Expectation {
+  double value;
+  double bound;
+};
+
+// A normalised row as the formula has it, and how far its elements may be from it.
+struct ExpectedRow {
+  std::vector<double> row;
+  double largest = 0;
+  double step = 0;  // activation_quant: distance of quantised values
+
+  ExpectedRow(Case& c, int64_t r) : row(c.NormRow(r)) {
+    for (double v : row) largest = std::max(largest, std::fabs(v));
+  }
+  void Quantize() {
+    step = largest / 127.0;
+    if (step == 0) return;
+    for (double& v : row) v = std::nearbyint(v / step) * step;
+  }
+};
+
+inline Expectation Expect(Case& c, const ExpectedRow& expected, int64_t column,
+                          const Arithmetic& arithmetic) {
+  Sums sums;
+  sums.row = expected.largest;
+  double widest = 0;
+  for (int64_t k = 0; k < c.p.k; ++k) {
+    const double weight = c.Weight(k, column), product = expected.row[k] * weight;
+    sums.sum += product;
+    sums.magnitude += std::fabs(product);
+    sums.squares += product * product;
+    widest = std::max(widest, std::fabs(weight));
+  }
+  const double bias = c.bias ? c.c.Get(column) : 0;
+  const double scaled = c.p.norm == NormType::kNone ? 0 : expected.largest;
+  return {sums.sum + bias, OutputBound(c.p, arithmetic, sums, bias, scaled, widest, expected.step)};
+}
+
+inline Expectation Expect(Case& c, int64_t r, int64_t column, const Arithmetic& arithmetic) {
+  ExpectedRow expected(c, r);
+  if (c.p.activation_quant) expected.Quantize();
+  return Expect(c, expected, column, arithmetic);
+}
+
 template <typename FailFn>
 void CheckOutputs(Case& c, bool has_norm, const Arithmetic& arithmetic, const std::string& name,
                   int64_t* elements, const FailFn& fail) {
@@ -47,33 +92,19 @@ void CheckOutputs(Case& c, bool has_norm, const Arithmetic& arithmetic, const st
            std::to_string(got) + ", expected " + std::to_string(expected) + " +- " + std::to_string(bound));
   };
   for (int64_t r = 0; r < c.p.m; ++r) {
-    std::vector<double> row = c.NormRow(r);
-    double largest = 0;
-    for (double v : row) largest = std::max(largest, std::fabs(v));
+    ExpectedRow expected(c, r);
     if (has_norm)
       for (int64_t k = 0; k < c.p.k; ++k)
-        check("norm", r, k, c.norm.Get(r * c.p.k + k), row[k], NormBound(c.p.t, row[k], largest));
-    const double step = c.p.activation_quant ? largest / 127.0 : 0;
-    if (step > 0)
-      for (double& v : row) v = std::nearbyint(v / step) * step;
+        check("norm", r, k, c.norm.Get(r * c.p.k + k), expected.row[k],
+              NormBound(c.p.t, expected.row[k], expected.largest));
+    if (c.p.activation_quant) expected.Quantize();
     int64_t column = 0;
     for (size_t s = 0; s < c.splits.size(); ++s) {
       std::string output(1, 'y');
       output += std::to_string(s);
       for (int64_t j = 0; j < c.splits[s]; ++j, ++column) {
-        Sums sums;
-        double widest = 0;
-        for (int64_t k = 0; k < c.p.k; ++k) {
-          const double weight = c.Weight(k, column), product = row[k] * weight;
-          sums.sum += product;
-          sums.magnitude += std::fabs(product);
-          sums.squares += product * product;
-          widest = std::max(widest, std::fabs(weight));
-        }
-        const double bias = c.bias ? c.c.Get(column) : 0;
-        const double scaled = c.p.norm == NormType::kNone ? 0 : largest;
-        check(output, r, j, c.y[s].Get(r * c.splits[s] + j), sums.sum + bias,
-              OutputBound(c.p, arithmetic, sums, bias, scaled, widest, step));
+        const Expectation element = Expect(c, expected, column, arithmetic);
+        check(output, r, j, c.y[s].Get(r * c.splits[s] + j), element.value, element.bound);
       }
     }
   }

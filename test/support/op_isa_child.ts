@@ -3,7 +3,8 @@ import { qkvGemmModel, randomOperands } from '../../models/qkv_gemm.js';
 import { instructionSet } from '../../ts/session/addon.js';
 import { withQkvGemm } from '../../ts/session/index.js';
 import { SECTIONS } from './op_cases.js';
-import { mismatches, reference } from '../../models/qkv_gemm_reference.js';
+import { mismatches } from '../../models/qkv_gemm_reference.js';
+import { cpuReference } from './cpu_reference.js';
 import { quiet } from './run.js';
 import { runOp } from './run_op.js';
 
@@ -20,7 +21,9 @@ for (const cases of Object.values(SECTIONS)) {
     const operands = randomOperands(spec);
     try {
       const actual = await runOp(qkvGemmModel(spec, operands), withQkvGemm(quiet));
-      report.wrong.push(...mismatches(reference(spec, operands), actual).map((text) => `${name}: ${text}`));
+      report.wrong.push(
+        ...mismatches(cpuReference(spec, operands), actual).map((text) => `${name}: ${text}`),
+      );
     } catch (error) {
       report.wrong.push(`${name}: ${error instanceof Error ? error.message : String(error)}`);
     }

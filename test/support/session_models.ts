@@ -1,6 +1,6 @@
 /** A small model that loads only where the library is registered, its input, and what it must give. */
 import { qkvGemmModel, randomOperands, type QkvGemmSpec } from '../../models/qkv_gemm.js';
-import { reference } from '../../models/qkv_gemm_reference.js';
+import { cpuReference } from './cpu_reference.js';
 import { DataType } from '../../ts/onnx/tensor.js';
 
 export const K = 8;
@@ -25,7 +25,7 @@ export function fusedModel(form = LAYER_NORM): Uint8Array {
 /** What `fusedModel(form)` gives for `x`, by output name, in float64. */
 export function expected(form = LAYER_NORM): Record<string, Float64Array> {
   const spec = specOf(form);
-  const outputs = Object.entries(reference(spec, randomOperands(spec)));
+  const outputs = Object.entries(cpuReference(spec, randomOperands(spec)));
   return Object.fromEntries(outputs.map(([name, { values }]) => [name, values]));
 }
 
