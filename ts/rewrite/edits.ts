@@ -4,8 +4,10 @@ import { DataType, encodeTensor } from '../onnx/tensor.js';
 import { MessageWriter, readFields, text } from '../onnx/wire.js';
 import { DOMAIN, OP } from './function_body.js';
 import { encodeBuilt, type BuiltNode } from './fused_node.js';
+import type { Renamed } from './generated_names.js';
 import type { GraphIndex } from './graph_index.js';
 import type { Names } from './names.js';
+import type { Norm } from './norms/norm.js';
 import { countOps, type OpCounts } from './op_counts.js';
 import { nodesOf, type Site } from './site.js';
 
@@ -17,8 +19,8 @@ export class GraphEdits {
   private readonly added: { domain: string; opType: string }[] = [];
   /** Names that new nodes read. */
   private readonly newReads = new Set<string>();
-  /** Readers that now read something else: Shape nodes of a norm's output. */
-  private readonly redirected = new Set<Node>();
+  /** Nodes that stay and read another value in place of one: by node, the new name of each old one. */
+  private readonly redirected = new Map<Node, Map<string, string>>();
 
   constructor(
     private readonly index: GraphIndex,
@@ -30,7 +32,20 @@ export class GraphEdits {
     const { norm } = site;
     for (const input of [...node.inputs, ...(norm?.sum?.terms ?? [])]) this.newReads.add(input);
     for (const member of nodesOf(site)) this.drop(member);
-    if (norm) this.redirectShapes(norm.output, norm.input);
+    if (!norm) return;
+    const input = norm.sum ? norm.sum.output || (node.inputs[0] ?? '') : norm.input;
+    // A norm keeps its input's shape: who asks for the shape of its output can ask the input, and the output need not exist.
+    // What moves its rows moves the input's.
+    for (const reader of this.index.readers(norm.output))
+      if (site.moved !== undefined || reader.is('Shape')) this.redirect(reader, norm.output, input);
+  }
+
+  /** From now on a node reads another value where it read `from`. */
+  private redirect(reader: Node, from: string, to: string): void {
+    if (this.removed.has(reader)) return;
+    const names = this.redirected.get(reader) ?? new Map<string, string>();
+    this.redirected.set(reader, names.set(from, to));
+    this.newReads.add(to);
   }
 
   /** Does anything still read the norm's output? What only passes it on, to nobody, is taken out. */
@@ -52,6 +67,16 @@ export class GraphEdits {
     return this.isRead(norm.output);
   }
 
+  /** Gives an initialiser another name. */
+  rename({ tensor, name, readers }: Renamed): void {
+    const { graph } = this.index.model;
+    if (!this.isRead(tensor.name)) return;
+    graph.addInitializer(encodeTensor(name, tensor.type, tensor.dims, tensor.bytes()));
+    for (const reader of readers) this.redirect(reader, tensor.name, name); // not those that are gone
+    graph.removeInitializer(tensor.name);
+    graph.removeValueInfo(tensor.name);
+  }
+
   private drop(node: Node): void {
     this.index.model.graph.removeNode(node);
     this.removed.add(node);
@@ -62,14 +87,17 @@ export class GraphEdits {
     return (
       this.newReads.has(name) ||
       this.index.isGraphOutput(name) ||
-      this.index.readers(name).some((reader) => !this.removed.has(reader) && !this.redirected.has(reader))
+      this.index
+        .readers(name)
+        .some((reader) => !this.removed.has(reader) && !this.redirected.get(reader)?.has(name))
     );
   }
 
   /** Puts a built node where the norm ended, or where the first projection stood. `normSlot`: the function has the output `norm`, used or not. */
-  insert({ norm, projections }: Site, node: BuiltNode, normSlot: boolean, overload: string): void {
+  insert({ norm, projections, moved }: Site, node: BuiltNode, normSlot: boolean, overload: string): void {
     const { graph } = this.index.model;
-    const place = norm ? (this.index.producers.get(norm.output) ?? norm.node) : projections[0]?.nodes[0];
+    const start = norm && (this.index.producers.get(norm.output) ?? norm.node);
+    const place = moved === undefined && start ? start : projections[0]?.nodes[0];
     if (!place) throw new TypeError('a site without nodes');
     const { emitNorm } = node.report;
     for (const parts of node.initializers) graph.addInitializer(parts);
@@ -95,8 +123,10 @@ export class GraphEdits {
     for (const output of outputs) if (output !== '') graph.addType(output, node.variant.type);
     const message = encodeBuilt(node, outputs, overload);
     if (norm && emitNorm) this.newReads.add(norm.output);
-    const before = norm?.sum ? this.sumOf(norm.sum.terms, node) : [];
-    for (const bytes of [...before, message, ...after]) graph.insertNode(place, bytes);
+    if (norm?.sum)
+      for (const bytes of this.sumOf(norm.sum, node, moved !== undefined))
+        graph.insertNode(start ?? place, bytes);
+    for (const bytes of [message, ...after]) graph.insertNode(place, bytes);
     this.added.push({ domain: DOMAIN, opType: OP });
   }
 
@@ -104,9 +134,9 @@ export class GraphEdits {
    * NodeProtos that add terms up to the node's input. Three and more terms of a 16-bit type are added in float32 and rounded
    * once, as ONNX Runtime's kernels do on the CPU; of two, one Add in the type itself does the same.
    */
-  private sumOf(terms: readonly string[], node: BuiltNode): Uint8Array[] {
+  private sumOf({ terms, output }: NonNullable<Norm['sum']>, node: BuiltNode, moved: boolean): Uint8Array[] {
     const { type } = node.variant;
-    const [sum = ''] = node.inputs;
+    const sum = moved ? output : (node.inputs[0] ?? '');
     const messages: Uint8Array[] = [];
     const emit = (opType: string, inputs: string[], output: string, to?: number): string => {
       const attributes = to === undefined ? [] : [encodeAttribute('to', { integer: to })];
@@ -123,23 +153,6 @@ export class GraphEdits {
     );
     if (wide) emit('Cast', [total], sum, type);
     return messages;
-  }
-
-  /** A norm keeps its input's shape: who asks for the shape of its output can ask the input, and the output need not exist. */
-  private redirectShapes(output: string, input: string): void {
-    const { graph } = this.index.model;
-    for (const reader of this.index.readers(output)) {
-      if (!reader.is('Shape') || this.removed.has(reader) || this.redirected.has(reader)) continue;
-      const writer = new MessageWriter();
-      for (const field of readFields(reader.message, reader.label)) {
-        if (field.number === 1 && text(field) === output) writer.string(1, input);
-        else writer.copy(field.span);
-      }
-      graph.insertNode(reader, writer.finish());
-      graph.removeNode(reader);
-      this.redirected.add(reader);
-      this.newReads.add(input);
-    }
   }
 
   /** Removes what only the replaced nodes needed: nodes without readers, their initialisers, value infos of vanished names. */
@@ -161,6 +174,21 @@ export class GraphEdits {
     }
     for (const node of this.removed) {
       for (const name of node.outputs) if (!this.isRead(name)) graph.removeValueInfo(name);
+    }
+  }
+
+  /** Writes the nodes that read other values now. */
+  writeRedirected(): void {
+    const { graph } = this.index.model;
+    for (const [node, names] of this.redirected) {
+      const writer = new MessageWriter();
+      for (const field of readFields(node.message, node.label)) {
+        const name = field.number === 1 ? names.get(text(field)) : undefined;
+        if (name === undefined) writer.copy(field.span);
+        else writer.string(1, name);
+      }
+      graph.insertNode(node, writer.finish());
+      graph.removeNode(node);
     }
   }
 

@@ -10,6 +10,7 @@ import { checkGraph } from './check_graph.js';
 import { GraphEdits } from './edits.js';
 import { DOMAIN, OP, planFunctions } from './function_body.js';
 import { buildNode, type BuiltNode } from './fused_node.js';
+import { generatedNames } from './generated_names.js';
 import { GraphIndex } from './graph_index.js';
 import { Names } from './names.js';
 import { countOps, opName } from './op_counts.js';
@@ -123,6 +124,8 @@ export function* fuseSteps(
   const fused = built.map(({ node }) => node.report);
   if (fused.length > 0) {
     edits.clean();
+    for (const renamed of generatedNames(index, names)) edits.rename(renamed);
+    edits.writeRedirected();
     model.addOpset(DOMAIN, 1);
     if (fallback) {
       for (const { message } of plan.functions) model.addFunction(message);

@@ -5,7 +5,7 @@ import { findConstant } from './constants.js';
 import type { GraphIndex } from './graph_index.js';
 import { groupByAttention } from './grouping.js';
 import { findLinear } from './linear.js';
-import type { Failure } from './match.js';
+import type { Failure, Match } from './match.js';
 import type { Norm } from './norms/norm.js';
 import { normRules } from './norms/index.js';
 import { findNearMisses } from './norms/near_misses.js';
@@ -15,6 +15,7 @@ import type { Projection } from './projections/projection.js';
 import { withSplit } from './projections/split.js';
 import { unflattened } from './projections/unflatten.js';
 import type { Refusal } from './report.js';
+import { movedRows } from './rows.js';
 import { checkOpset, nodesOf, refusal, type Site } from './site.js';
 
 /** Norms whose result has the type of their scale, which need not be their input's. */
@@ -76,22 +77,10 @@ function siteOf(
   const kept = norm.nodes.find((node) => keep.has(node));
   if (kept) return failed('it is to stay as it is (skip)', kept);
 
-  const values = aliasesOf(index, norm.output);
-  const projections: Projection[] = [];
-  let nearest: Failure | undefined;
-  for (const value of values) {
-    for (const reader of index.readers(value)) {
-      for (const rule of projectionRules) {
-        const match = rule.match(index, reader, value);
-        const skipped = match?.ok ? match.value.nodes.find((node) => keep.has(node)) : undefined;
-        if (skipped)
-          nearest ??= { ok: false, reason: 'a projection is to stay as it is (skip)', at: skipped };
-        else if (match?.ok) projections.push(match.value);
-        else nearest ??= match;
-        if (match) break;
-      }
-    }
-  }
+  let { projections, nearest } = projectionsOf(index, norm.output, keep);
+  const moved = projections.length === 0 ? movedBy(index, norm) : undefined;
+  if (moved?.ok) ({ projections, nearest } = projectionsOf(index, moved.value, keep));
+  else if (moved) return nearest ?? moved;
   if (projections.length === 0) {
     const [reader] = index.readers(norm.output);
     const reason = `its output '${norm.output}' feeds no MatMul or Gemm with constant weights`;
@@ -146,13 +135,57 @@ function siteOf(
       other.node,
     );
   }
+  const input = moved?.value ?? norm.input;
   return {
     norm,
-    input: norm.input,
-    projections: group.map((p) => withSplit(index, unflattened(index, p, norm.input), norm.input)),
+    input,
+    moved: moved?.value,
+    projections: group.map((p) => withSplit(index, unflattened(index, p, input), input)),
     targets: [...(qkv ? (['qkv'] as const) : []), ...(mlp ? (['mlp'] as const) : [])],
     type,
   };
+}
+
+/** The projections of a value, and what came nearest to one. */
+function projectionsOf(
+  index: GraphIndex,
+  output: string,
+  keep: ReadonlySet<Node>,
+): { projections: Projection[]; nearest: Failure | undefined } {
+  const projections: Projection[] = [];
+  let nearest: Failure | undefined;
+  for (const value of aliasesOf(index, output)) {
+    for (const reader of index.readers(value)) {
+      const match = projectionAt(index, reader, value);
+      const skipped = match?.ok ? match.value.nodes.find((node) => keep.has(node)) : undefined;
+      if (skipped) nearest ??= { ok: false, reason: 'a projection is to stay as it is (skip)', at: skipped };
+      else if (match?.ok) projections.push(match.value);
+      else nearest ??= match;
+    }
+  }
+  return { projections, nearest };
+}
+
+/** What the first rule says that knows a reader of a value. */
+function projectionAt(index: GraphIndex, reader: Node, value: string): Match<Projection> | undefined {
+  for (const rule of projectionRules) {
+    const match = rule.match(index, reader, value);
+    if (match) return match;
+  }
+  return undefined;
+}
+
+/** The value that projections read behind nodes that move the rows of a norm's result. */
+function movedBy(index: GraphIndex, norm: Norm): Match<string> | undefined {
+  const k = norm.gamma?.tensor.count ?? index.dimsOf(norm.input)?.at(-1) ?? -1;
+  // A sum that has no name yet is there only for the node itself.
+  if (k <= 1 || norm.sum?.output === '') return undefined;
+  return movedRows(index, norm, k, (start, value) => {
+    const quantized = start.is('DynamicQuantizeLinear') ? (start.outputs[0] ?? '') : undefined;
+    const readers = quantized === undefined ? [start] : index.readers(quantized);
+    const matches = readers.map((reader) => projectionAt(index, reader, quantized ?? value));
+    return matches.flatMap((match) => (match?.ok ? [match.value.k] : []))[0];
+  });
 }
 
 /** A value and what Identity, Dropout without a mask, or DynamicQuantizeLinear makes of it. */

@@ -1,0 +1,35 @@
+/**
+ * Names that ONNX Runtime gives to the shapes before and behind a Gemm, when it makes one of MatMul and Add. It sees to it that
+ * no node has such a name, but an initialiser of a model that it saved after optimising may: if another pair becomes a Gemm
+ * when that model is loaded again, the session fails with "Attempt to replace the existing tensor". A rewrite makes other
+ * pairs, in the function body or where the pattern of attention kept ONNX Runtime from touching them, so that these
+ * initialisers get other names.
+ *
+ * Source: onnxruntime/core/optimizer/matmul_add_fusion.cc, which takes the name from Graph::GenerateNodeName.
+ */
+import type { Node } from '../onnx/node.js';
+import { DataType, type Tensor } from '../onnx/tensor.js';
+import { OP } from './function_body.js';
+import type { GraphIndex } from './graph_index.js';
+import type { Names } from './names.js';
+
+const GENERATED = /^gemm_(in|out)put_shape(_token_\d+)?$/;
+
+export interface Renamed {
+  tensor: Tensor;
+  name: string;
+  readers: readonly Node[];
+}
+
+/** Initialisers of such names that nodes of the graph alone read, and the names that they get. */
+export function generatedNames(index: GraphIndex, names: Names): Renamed[] {
+  const renamed: Renamed[] = [];
+  for (const [name, tensor] of index.model.graph.initializers) {
+    if (!GENERATED.test(name) || tensor.type !== DataType.int64 || tensor.external) continue;
+    if (index.isGraphInput(name) || index.isGraphOutput(name)) continue;
+    const readers = index.readers(name);
+    if (readers.some((node) => node.graphs.length > 0)) continue;
+    renamed.push({ tensor, name: names.unique(`${name}/${OP}`), readers });
+  }
+  return renamed;
+}
