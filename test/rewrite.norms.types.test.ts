@@ -3,7 +3,7 @@ import { type ModelBuilder, uniform } from '../models/builder.js';
 import { DataType } from '../ts/onnx/tensor.js';
 import { toFloat32 } from '../ts/rewrite/weights/convert.js';
 import { checkFused, checkRefused } from './support/fused.js';
-import { K, layer, N, weightValues } from './support/layers.js';
+import { gammaOf, K, layer, N, weightValues } from './support/layers.js';
 import { spell } from './support/norms.js';
 
 const { float, float16, bfloat16, int64 } = DataType;
@@ -206,6 +206,20 @@ describe('scales that are computed from constants', () => {
     checkRefused(
       sum((m) => m.input('one', [])),
       reason,
+    );
+  });
+
+  it("a norm whose type is its scale's, behind ONNX Runtime's own operators, whose result has their input's", async () => {
+    const behind =
+      (domain: string) =>
+      (m: ModelBuilder, x: string): string => {
+        const g = m.node('Gelu', [x], ['g'], { domain });
+        return m.node('SimplifiedLayerNormalization', [g, gammaOf(m)], ['h']);
+      };
+    await checkFused(layer({ norm: behind('com.microsoft'), opsets: { 'com.microsoft': 1 } }));
+    checkRefused(
+      layer({ norm: behind('some.where'), opsets: { 'some.where': 1 } }),
+      "the element type of its input 'g' is not known",
     );
   });
 });

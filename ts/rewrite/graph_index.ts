@@ -15,7 +15,12 @@ const TYPE_OF_INPUT: Record<string, number> = {
   DequantizeLinear: 1,
 };
 /** Likewise of com.microsoft's operators. */
-const TYPE_OF_FIRST_INPUT_MICROSOFT = new Set(['MatMulNBits', 'DynamicQuantizeMatMul']);
+const TYPE_OF_FIRST_INPUT_MICROSOFT = new Set(
+  (
+    'MatMulNBits DynamicQuantizeMatMul FusedMatMul FusedGemm Gelu FastGelu BiasGelu QuickGelu BiasSplitGelu BiasAdd ' +
+    'SkipLayerNormalization SkipSimplifiedLayerNormalization Attention MultiHeadAttention GroupQueryAttention RotaryEmbedding'
+  ).split(' '),
+);
 const TYPE_OF_FIRST_INPUT = new Set(
   (
     'Identity Add Sub Mul Div Pow Neg Sqrt Reciprocal Abs Exp Log Relu Gelu Erf Tanh Sigmoid Softmax LogSoftmax Clip Max Min ' +
@@ -119,6 +124,12 @@ export class GraphIndex {
     return this.positions.get(node) ?? -1;
   }
 
+  /** Element type that a Cast or CastLike gives; undefined of other nodes, and where it is not known. */
+  castTo(node: Node | undefined): number | undefined {
+    if (node?.is('Cast')) return node.integer('to', 0) || undefined;
+    return node?.is('CastLike') ? this.typeOf(node.inputs[1] ?? '') : undefined;
+  }
+
   /** Element type of a value (DataType), as far as the graph says or the ops on the way imply it. */
   typeOf(name: string, depth = 0): number | undefined {
     if (this.types.has(name)) return this.types.get(name);
@@ -129,7 +140,8 @@ export class GraphIndex {
     const node = this.producers.get(name);
     if (type === undefined && node?.domain === '') {
       const first = TYPE_OF_INPUT[node.opType] ?? (TYPE_OF_FIRST_INPUT.has(node.opType) ? 0 : undefined);
-      if (node.is('Cast')) type = node.integer('to', 0) || undefined;
+      if (node.is('Cast')) type = this.castTo(node);
+      else if (node.is('CastLike')) type = this.typeOf(node.inputs[1] ?? '', depth + 1);
       else if (node.is('Constant')) type = constantType(node);
       else if (first !== undefined && node.inputs[first]) type = this.typeOf(node.inputs[first], depth + 1);
     }
