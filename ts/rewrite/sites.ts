@@ -21,6 +21,9 @@ import { checkOpset, nodesOf, refusal, type Site } from './site.js';
 /** Norms whose result has the type of their scale, which need not be their input's. */
 const RETYPING = new Set(['RMSNormalization', 'SimplifiedLayerNormalization']);
 
+/** ONNX Runtime's operators that hold the weights of Q, K and V. */
+const WHOLE_ATTENTION = ['Attention', 'QAttention', 'PackedAttention', 'DecoderMaskedSelfAttention'];
+
 /** Each is followed to the attention behind it; layers have a dozen, mixtures of experts some hundred. */
 const MAX_PROJECTIONS = 1024;
 
@@ -82,9 +85,16 @@ function siteOf(
   if (moved?.ok) ({ projections, nearest } = projectionsOf(index, moved.value, keep));
   else if (moved) return nearest ?? moved;
   if (projections.length === 0) {
-    const [reader] = index.readers(norm.output);
+    const readers = index.readers(norm.output);
+    const whole = readers.find((reader) =>
+      WHOLE_ATTENTION.some((opType) => reader.is(opType, 'com.microsoft')),
+    );
     const reason = `its output '${norm.output}' feeds no MatMul or Gemm with constant weights`;
-    return nearest ?? failed(reason, reader);
+    if (!whole || nearest) return nearest ?? failed(reason, readers[0]);
+    return failed(
+      `${reason}, but ${whole.opType} '${whole.label}', which multiplies by those of Q, K and V itself`,
+      whole,
+    );
   }
   if (projections.length > MAX_PROJECTIONS)
     return failed(`its output feeds ${projections.length} projections, more than ${MAX_PROJECTIONS}`);
