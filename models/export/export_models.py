@@ -55,6 +55,10 @@ def export(arch, path, file):
     wrapped = Wrapped(model, run).eval()
     names = list(inputs)
     args = tuple(inputs.values())
+    low = torch.float16 if "half" in path else torch.bfloat16 if "bf16" in path else None
+    if low is not None:
+        wrapped = wrapped.to(low)
+        args = tuple(value.to(low) if value.is_floating_point() else value for value in args)
     opset = int(re.search(r"\d+", path).group())
     static = "static" in path
     with torch.no_grad():
