@@ -33,11 +33,12 @@ export class GraphEdits {
     for (const input of [...node.inputs, ...(norm?.sum?.terms ?? [])]) this.newReads.add(input);
     for (const member of nodesOf(site)) this.drop(member);
     if (!norm) return;
-    const input = norm.sum ? norm.sum.output || (node.inputs[0] ?? '') : norm.input;
     // A norm keeps its input's shape: who asks for the shape of its output can ask the input, and the output need not exist.
-    // What moves its rows moves the input's.
-    for (const reader of this.index.readers(norm.output))
-      if (site.moved !== undefined || reader.is('Shape')) this.redirect(reader, norm.output, input);
+    // What moves its rows moves the input's; of a sum, the whole.
+    for (const reader of this.index.readers(norm.output)) {
+      if (reader.is('Shape')) this.redirect(reader, norm.output, norm.input);
+      else if (site.moved !== undefined) this.redirect(reader, norm.output, norm.sum?.output ?? norm.input);
+    }
   }
 
   /** From now on a node reads another value where it read `from`. */
