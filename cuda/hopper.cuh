@@ -74,14 +74,14 @@ class Producer {
     CopyTile(block_.Stage(stage), &block_.maps.rows, kb * C::kPieceDepth, place.rows * C::kTokens,
              block_.Full(stage));
   }
-  // Where they are given: those of the tile's rows, once those of the tile before are done with.
+  // Where they are not taken here: those of the tile's rows, once those of the tile before are done with.
   __device__ __forceinline__ void LoadStatistics(const Place& place, int tiles) const {
-    const bool given = p_.statistics && !block_.TakesStatistics();
+    if (block_.TakesStatistics()) return;
     const uint32_t full = block_.StatisticsFull();
     BarrierWait(block_.StatisticsEmpty(), tiles % 2 ^ 1);
-    BarrierExpect(full, given ? C::kStatisticsBytes : 0);
-    if (given)
-      CopyBulk(block_.Statistics(0), p_.statistics + static_cast<int64_t>(place.rows) * C::kTokens,
+    BarrierExpect(full, p_.statistics ? C::kStatisticsBytes : 0);
+    if (p_.statistics)
+      CopyBulk(block_.Statistics(), p_.statistics + static_cast<int64_t>(place.rows) * C::kTokens,
                C::kStatisticsBytes, full, PolicyEvictNormal());
   }
 

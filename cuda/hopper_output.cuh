@@ -39,10 +39,9 @@ class Results {
   // written before by this block. stage: not filled, for the results.
   __device__ __forceinline__ void Write(const Place& place, const Columns& columns,
                                         const typename C::Accumulators& sums, int tiles, int stage) const {
-    if (block_.TakesStatistics()) block_.SyncAll();
-    // Given ones come once the kernel before has ended, whose inputs the outputs may be.
+    // They come once the kernel before has ended, whose inputs the outputs may be.
     BarrierWait(block_.StatisticsFull(), tiles % 2);
-    const Constants constants(block_, columns, tiles);
+    const Constants constants(block_, columns);
     if constexpr (C::kStaged) {
       // Also of columns behind the last, which the sender waits for as well: neither may get a turn ahead,
       // because a barrier tells a phase from the next but one only by who has not arrived.
@@ -71,11 +70,9 @@ class Results {
     const Columns& columns;
     const uint32_t statistics;  // 0: none
 
-    __device__ __forceinline__ Constants(const Block<C>& block, const Columns& columns, int tiles)
+    __device__ __forceinline__ Constants(const Block<C>& block, const Columns& columns)
         : columns(columns),
-          statistics(block.TakesStatistics() ? block.Statistics(tiles % 2)
-                     : block.p.statistics    ? block.Statistics(0)
-                                             : 0) {}
+          statistics(block.TakesStatistics() || block.p.statistics ? block.Statistics() : 0) {}
     // Of rows `row` and the next.
     __device__ __forceinline__ void Rows(int row, RowStatistics& even, RowStatistics& odd) const {
       even = odd = {0, 1};

@@ -54,7 +54,7 @@ class StatisticsRole {
         turn = turn == kStatisticsWarps - 1 ? 0 : turn + 1;
         ring.Next(C::kStages);
       }
-      Share(sums, count % 2);
+      Share(sums, count);
     }
   }
 
@@ -94,7 +94,7 @@ class StatisticsRole {
   }
 
   template <bool kCentred>
-  __device__ __forceinline__ void Share(const ShiftedSums<kCentred> (&sums)[kRows], int copy) const {
+  __device__ __forceinline__ void Share(const ShiftedSums<kCentred> (&sums)[kRows], int tiles) const {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       Moments moments = sums[i].Get();
@@ -105,6 +105,7 @@ class StatisticsRole {
                      : "memory");
     }
     block_.SyncStatistics();
+    BarrierWait(block_.StatisticsEmpty(), tiles % 2 ^ 1);
     for (int row = warp_ * 32 + lane_; row < C::kTokens; row += kStatisticsWarps * 32) {
       Moments all;
 #pragma unroll
@@ -113,11 +114,13 @@ class StatisticsRole {
         LoadVector(raw, block_.Part(w) + row * 16);
         all.Merge({__uint_as_float(raw[0]), __uint_as_float(raw[1]), __uint_as_float(raw[2])});
       }
-      asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(block_.Statistics(copy) + row * 8), "f"(all.mean),
+      asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(block_.Statistics() + row * 8), "f"(all.mean),
                    "f"(InverseDeviation(all.squares, static_cast<float>(p_.k), p_.epsilon))
                    : "memory");
     }
-    block_.SyncAll();
+    __syncwarp();
+    BarrierArrive(block_.StatisticsFull());
+    block_.SyncStatistics();  // the parts have been read
   }
 
   const Block<C>& block_;

@@ -64,8 +64,7 @@ struct Config {
 
   static constexpr int kStatisticsBytes = kTokens * static_cast<int>(sizeof(RowStatistics));
   static constexpr int kPartBytes = kMoments ? kTokens * 16 : 0;  // of one warp
-  static constexpr int kAllStatisticsBytes =
-      (kMoments ? 2 : 1) * kStatisticsBytes + kStatisticsWarps * kPartBytes;
+  static constexpr int kAllStatisticsBytes = kStatisticsBytes + kStatisticsWarps * kPartBytes;
   static constexpr int kBarrierBytes = 512;
   static constexpr int kMaxStages = (227 * 1024 - kAllStatisticsBytes - kBarrierBytes) / kStageBytes;
   static constexpr int kStages = std::min(kMaxStages, 16);
@@ -94,8 +93,8 @@ struct Ring {
   }
 };
 
-// What all roles of a block know. Shared memory holds the stages, the statistics of a tile's rows (in two
-// copies where they are computed), parts of them, and barriers.
+// What all roles of a block know. Shared memory holds the stages, the statistics of a tile's rows,
+// parts of them, and barriers.
 template <typename C>
 struct Block {
   const Params& p;
@@ -104,13 +103,9 @@ struct Block {
   int first, step;  // its tiles: first, first + step, ...
 
   __device__ __forceinline__ uint32_t Stage(int stage) const { return stages + stage * C::kStageBytes; }
-  // Those that are given lie in the first copy. Of those that are computed here, tiles take turns, so that
-  // the next ones are not written over the last.
-  __device__ __forceinline__ uint32_t Statistics(int copy) const {
-    return Stage(C::kStages) + copy * C::kStatisticsBytes;
-  }
+  __device__ __forceinline__ uint32_t Statistics() const { return Stage(C::kStages); }
   __device__ __forceinline__ uint32_t Part(int warp) const {
-    return Statistics(C::kMoments ? 2 : 1) + warp * C::kPartBytes;
+    return Statistics() + C::kStatisticsBytes + warp * C::kPartBytes;
   }
 
   // A stage has been filled; all that read it have done so.
@@ -137,7 +132,7 @@ struct Block {
       BarrierInit(Full(s), 1);
       BarrierInit(Empty(s), C::kGroups + (TakesStatistics() ? kStatisticsWarps : 0));
     }
-    BarrierInit(StatisticsFull(), 1);
+    BarrierInit(StatisticsFull(), TakesStatistics() ? kStatisticsWarps * 32 : 1);
     BarrierInit(StatisticsEmpty(), C::kGroups * 4);
     for (int g = 0; g < C::kGroups; ++g)
       for (int i = 0; i < C::kPlaces; ++i) {
@@ -156,13 +151,10 @@ struct Block {
   __device__ __forceinline__ int Tiles() const { return p.tiles_rows * p.tiles_columns; }
   __device__ __forceinline__ bool TakesStatistics() const { return C::kMoments && p.norm != NormType::kNone; }
 
-  // Barriers of the block's parts: the warpgroups that compute and the warps that take statistics, the latter
-  // alone.
-  static __device__ __forceinline__ void Sync(int barrier, int threads) {
-    asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+  // All warps that take statistics wait for each other.
+  static __device__ __forceinline__ void SyncStatistics() {
+    asm volatile("bar.sync 1, %0;" ::"n"(kStatisticsWarps * 32) : "memory");
   }
-  __device__ __forceinline__ void SyncAll() const { Sync(1, C::kGroups * 128 + kStatisticsWarps * 32); }
-  __device__ __forceinline__ void SyncStatistics() const { Sync(2, kStatisticsWarps * 32); }
 };
 
 }  // namespace qkvgemm::cuda::hopper

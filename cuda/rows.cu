@@ -117,8 +117,9 @@ class RowKernel {
     __shared__ Moments parts[kThreads / 32];
     if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = m;
     __syncthreads();
-    m = parts[0];
-    for (int w = 1; w < kWarps; ++w) m.Merge(parts[w]);
+    const Moments* const of_row = parts + threadIdx.x / kRowThreads * kWarps;
+    m = of_row[0];
+    for (int w = 1; w < kWarps; ++w) m.Merge(of_row[w]);
     return m;
   }
 
@@ -130,8 +131,9 @@ class RowKernel {
     __syncthreads();  // the parts of the reduction before have been read
     if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = value;
     __syncthreads();
-    value = parts[0];
-    for (int w = 1; w < kWarps; ++w) value = combine(value, parts[w]);
+    const float* const of_row = parts + threadIdx.x / kRowThreads * kWarps;
+    value = of_row[0];
+    for (int w = 1; w < kWarps; ++w) value = combine(value, of_row[w]);
     return value;
   }
   __device__ float Sum(float value) const {
@@ -229,8 +231,13 @@ cudaError_t LaunchRows(const Params& p, bool aligned, cudaStream_t stream) {
 
 template <typename T>
 cudaError_t LaunchType(const Params& p, bool aligned, cudaStream_t stream) {
-  // Few rows: latency counts, and the device is empty.
-  return p.m <= 1024 ? LaunchRows<T, 8>(p, aligned, stream) : LaunchRows<T, 1>(p, aligned, stream);
+  // Few rows: latency counts, and the device is empty. With more than one or two chunks for each thread the
+  // row's loads wait for one another, with less the warps do.
+  if (p.m > 1024) return LaunchRows<T, 1>(p, aligned, stream);
+  constexpr int64_t kRowOfWarp = 2 * 32 * kChunk;
+  if (p.k > 4 * kRowOfWarp) return LaunchRows<T, 8>(p, aligned, stream);
+  if (p.k > 2 * kRowOfWarp) return LaunchRows<T, 4>(p, aligned, stream);
+  return p.k > kRowOfWarp ? LaunchRows<T, 2>(p, aligned, stream) : LaunchRows<T, 1>(p, aligned, stream);
 }
 
 }  // namespace

@@ -152,6 +152,11 @@ export class ModelBuilder {
     this.functions.push(bytes);
   }
 
+  /** NodeProto bytes of all nodes, in order. */
+  nodeBytes(): readonly Uint8Array[] {
+    return this.nodes;
+  }
+
   /** GraphProto: node 1, name 2, initializer 5, input 11, output 12, value_info 13. A subgraph is built as a graph. */
   graph(): Uint8Array[] {
     const graph = new MessageWriter();

@@ -8,8 +8,8 @@
 import { parseArgs } from 'node:util';
 import type { BlockShape } from '../models/qkv_block.js';
 import { Comparison, TOLERANCE, type Measured } from './bench/compare.js';
-import { lastLevelCache, machineLine } from './bench/machine.js';
-import { duration } from './bench/timing.js';
+import { lastLevelCache, machineLine } from '../ts/bench/machine.js';
+import { duration } from '../ts/bench/timing.js';
 
 const shapes: BlockShape[] = [768, 4096].map((k) => ({
   name: `K=${k}, N=${3 * k}`,

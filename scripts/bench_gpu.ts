@@ -13,7 +13,7 @@ import { cudaDevices } from '../ts/session/addon.js';
 import { checkCorpus } from './bench/gpu/corpus.js';
 import { Report } from './bench/gpu/report.js';
 import { checkStack, stackShapes } from './bench/gpu/stacks.js';
-import { machineLine } from './bench/machine.js';
+import { machineLine } from '../ts/bench/machine.js';
 
 // The stock graphs' float32 products would be rounded to TensorFloat32, and the comparison say nothing.
 process.env.NVIDIA_TF32_OVERRIDE = '0';

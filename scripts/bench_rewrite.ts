@@ -13,7 +13,7 @@ import os from 'node:os';
 import path from 'node:path';
 import { parseArgs } from 'node:util';
 import { layerBytes, LLAMA_8B, WEIGHTS, writeLlamaStack } from '../models/llama_stack.js';
-import { machineLine } from './bench/machine.js';
+import { machineLine } from '../ts/bench/machine.js';
 import { runMeasured } from './bench/peak.js';
 
 const { values } = parseArgs({

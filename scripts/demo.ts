@@ -13,9 +13,9 @@ import { describe } from '../ts/cli/fuse.js';
 import { fuse, withQkvGemm } from '../ts/index.js';
 import type { BlockShape } from '../models/qkv_block.js';
 import { Comparison, type Measured } from './bench/compare.js';
-import { machineLine } from './bench/machine.js';
+import { machineLine } from '../ts/bench/machine.js';
 import { relativeDifference } from './bench/difference.js';
-import { duration, interleaved } from './bench/timing.js';
+import { duration, interleaved } from '../ts/bench/timing.js';
 import { decode, lineTensor, readClasses, recogniserModel } from './demo/recogniser.js';
 
 const fixture = fileURLToPath(new URL('../models/fixtures/text_line.png', import.meta.url));

@@ -70,7 +70,7 @@ describe('fuse', () => {
     [
       'an option of the command',
       { noFallback: true },
-      /unknown option 'noFallback'; known: dtype, int8Block, fallback/,
+      /unknown option 'noFallback'; known: dtype, int8Block, activationQuant, fallback/,
     ],
     [
       'blocks of no rows',

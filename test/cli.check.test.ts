@@ -2,10 +2,10 @@ import { expect } from 'chai';
 import fs from 'node:fs';
 import path from 'node:path';
 import { checkLoads } from '../ts/check_loads.js';
-import { checkDifferences, compareModels } from '../ts/compare.js';
 import { fuseFile } from '../ts/fuse_file.js';
 import { encodeAttribute, encodeNode } from '../ts/onnx/node.js';
 import { fuseBytes } from '../ts/rewrite/fuse.js';
+import { checkRewritten, verifyModels } from '../ts/verify/verify.js';
 import { attentionModel } from '../models/attention.js';
 import { LLAMA_SMALL, writeLlamaStack } from '../models/llama_stack.js';
 import { writeAttentionModel } from './support/attention.js';
@@ -23,9 +23,9 @@ describe('qkvgemm fuse --check', () => {
     expect(stdout).to.match(/output +│ largest difference │ of the largest element/);
     expect(stdout).to.match(/│ y +│ \d\.\d\de-\d+ +│ \d\.\d\de-\d+ +│/);
     const json = qkvgemm(['fuse', model, at('j.onnx'), '--check', '--json']);
-    const { differences } = JSON.parse(json.stdout) as { differences: { output: string; maxRel: number }[] };
-    expect(differences.map(({ output }) => output)).to.deep.equal(['y']);
-    expect(differences[0]?.maxRel).to.be.below(1e-5);
+    const { differences } = JSON.parse(json.stdout) as { differences: { name: string; maxError: number }[] };
+    expect(differences.map(({ name }) => name)).to.deep.equal(['y']);
+    expect(differences[0]?.maxError).to.be.below(1e-5);
   });
 
   it('refuses above the bound, with the output and both numbers; nothing is written', () => {
@@ -35,7 +35,7 @@ describe('qkvgemm fuse --check', () => {
     expect(stderr).to.match(
       /^qkvgemm: .*outputs differ.*'y' by \d\.\d\de-\d+ \(\d\.\d\de-\d+ of .*allowed are 1e-7/,
     );
-    expect([code, stdout]).to.deep.equal([1, '']);
+    expect([code, stdout]).to.deep.equal([4, '']);
     expect(filesIn(folder())).to.deep.equal(['model.onnx']);
     expect(qkvgemm(['fuse', model, '--dtype', 'int8', '--check']).code).to.equal(0);
   });
@@ -43,12 +43,14 @@ describe('qkvgemm fuse --check', () => {
   it('finds a result that is wrong, and one that is missing or not finite', async () => {
     writeAttentionModel(folder());
     fs.writeFileSync(at('other.onnx'), fuseBytes(attentionModel({ biases: ['q', 'v'] })).model);
-    const differences = await compareModels(at('model.onnx'), at('other.onnx'), { batch: 2, sequence: 3 });
-    expect(differences[0]?.maxRel).to.be.above(0.01);
-    expect((await failure(() => checkDifferences(differences, 5e-3))).code).to.equal('CHECK_FAILED');
-    const none = { output: 'y', maxAbs: NaN, maxRel: NaN };
-    expect((await failure(() => checkDifferences([none], 1))).code).to.equal('CHECK_FAILED');
-    checkDifferences([{ output: 'y', maxAbs: 1, maxRel: 1e-3 }], 1e-3);
+    const dims = { batch: 2, sequence: 3 };
+    const { outputs, bounds, equal } = await verifyModels(at('model.onnx'), at('other.onnx'), { dims });
+    expect(equal).to.equal(false);
+    expect(outputs[0]?.maxError).to.be.above(0.01);
+    const error = await failure(() => checkRewritten({ outputs, bounds }));
+    expect(error.code).to.equal('CHECK_FAILED');
+    expect(error.message).to.match(/'y' by .* of its largest element\), first at \[0, 0, \d\]/);
+    checkRewritten({ outputs: outputs.map((output) => ({ ...output, within: true })), bounds });
   });
 
   it('models whose dimensions do not take the sizes that are tried first run with others, or say what to give', async () => {
@@ -63,7 +65,7 @@ describe('qkvgemm fuse --check', () => {
     ];
     const single = writeAttentionModel(folder(), { extraNodes });
     const { differences } = await fuseFile(single, at('m.onnx'), { check: true });
-    expect(differences?.[0]?.maxRel).to.be.below(1e-5);
+    expect(differences?.[0]?.maxError).to.be.below(1e-5);
     const stack = writeLlamaStack(folder(), { ...LLAMA_SMALL, layers: 1 });
     const zero = await failure(() => fuseFile(stack, at('n.onnx'), { check: true }));
     expect(zero.code).to.equal('INVALID_MODEL');

@@ -53,3 +53,20 @@ describe('qkvgemm fuse, interrupted', () => {
     expect(filesIn(folder())).to.deep.equal(['model.onnx']);
   });
 });
+
+describe('qkvgemm bench, interrupted', () => {
+  const folder = testFolder();
+
+  it('removes the model that it made', async () => {
+    const model = writeAttentionModel(folder());
+    const scratch = path.join(folder(), 'scratch');
+    fs.mkdirSync(scratch);
+    const child = start(['bench', model, '--fused', '--seconds', '60'], folder(), { TMPDIR: scratch });
+    const exit = once(child, 'exit') as Promise<[number | null, string | null]>;
+    const made = (): boolean => filesIn(scratch).some((name) => name.endsWith('/model.fused.onnx'));
+    while (!made() && child.exitCode === null) await new Promise((resolve) => setTimeout(resolve, 20));
+    child.kill('SIGINT');
+    expect(await exit).to.deep.equal([130, null]);
+    expect(fs.readdirSync(scratch).filter((name) => name.startsWith('qkvgemm-'))).to.deep.equal([]);
+  });
+});

@@ -7,7 +7,7 @@ import { makeBlock, type Block, type BlockShape } from '../models/qkv_block.js';
 import type { Operand } from '../models/qkv_gemm.js';
 import { Comparison, TOLERANCE } from '../scripts/bench/compare.js';
 import { pick, sampledOperands, sampledReference, sampleOf } from '../scripts/bench/sample.js';
-import { summary } from '../scripts/bench/timing.js';
+import { summary } from '../ts/bench/timing.js';
 import { planes, resize } from '../scripts/demo/picture.js';
 import { decode, lineTensor, readClasses, recogniserModel } from '../scripts/demo/recogniser.js';
 import { relativeDifference, worstDifference } from '../scripts/bench/difference.js';

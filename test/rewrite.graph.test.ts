@@ -2,20 +2,8 @@ import { expect } from 'chai';
 import * as ort from 'onnxruntime-node';
 import { ModelBuilder } from '../models/builder.js';
 import { DataType } from '../ts/onnx/tensor.js';
-import { fuseBytes } from '../ts/rewrite/fuse.js';
 import { checkFused, checkRefused, fused } from './support/fused.js';
-import {
-  attend,
-  betaOf,
-  gammaOf,
-  K,
-  layer,
-  layerNorm,
-  N,
-  threeMatMul,
-  weight,
-  xTensor,
-} from './support/layers.js';
+import { attend, gammaOf, K, layer, layerNorm, N, threeMatMul, weight, xTensor } from './support/layers.js';
 import { spell } from './support/norms.js';
 
 /** A body that gives an outer value on, negated. */
@@ -89,20 +77,6 @@ describe('subgraphs', () => {
       const { report, nodes } = await checkFused(layer({ after: (m, h) => branch(m, h, name) }), { inputs });
       expect([report.fused[0]?.node, nodes[0]?.inputs[1]]).to.not.include(name);
     }
-  });
-
-  it('are not searched: a layer in one comes out as it is', () => {
-    const inner = new ModelBuilder();
-    const h = inner.node('LayerNormalization', ['x', 'gamma', 'beta'], ['h']);
-    inner.output(attend(inner, threeMatMul(inner, h)));
-    const m = new ModelBuilder();
-    m.input('x', [2, 5, K]);
-    m.input('condition', [], DataType.bool);
-    gammaOf(m);
-    betaOf(m);
-    m.output(m.node('If', ['condition'], ['chosen'], { graphs: { then_branch: inner, else_branch: inner } }));
-    const bytes = m.finish();
-    expect(fuseBytes(bytes).model).to.equal(bytes);
   });
 });
 

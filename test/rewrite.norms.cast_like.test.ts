@@ -52,14 +52,30 @@ describe('CastLike around norms and weights', () => {
     expect(ops).to.not.include('CastLike');
   });
 
-  it('to another type: refused', () => {
+  it('of a norm in float32 to 16 bits: the node stays in float32, its results are cast', async () => {
     const norm = (m: ModelBuilder, x: string): string =>
       like(m, spell(m, x, true, spelling), m.floats('low', [], [1], LOW), 'h');
     const project = (m: ModelBuilder, h: string): string[] =>
-      ['q', 'k', 'v'].map((name, i) => m.node('MatMul', [h, m.floats(`w_${name}`, [K, N], weightValues(K * N, i), LOW)], [name])); // prettier-ignore
+      ['q', 'k', 'v'].map((name, i) => {
+        const w = m.floats(`w_${name}`, [K, N], weightValues(K * N, i), LOW);
+        const product = m.node('MatMul', [h, w], [`${name}_low`]);
+        return m.node('Cast', [product], [name], { attributes: { to: { integer: DataType.float } } });
+      });
+    const { ops, nodes } = await checkFused(layer({ ...AT, norm, project }), { bound: 4e-3 });
+    expect(ops).to.not.include('CastLike');
+    expect(nodes[0]?.inputs[0]).to.equal('x');
+  });
+
+  it('to another type: refused', () => {
+    const norm = (m: ModelBuilder, x: string): string =>
+      like(m, spell(m, x, true, spelling), m.integers('counts', [1], [1]), 'h');
+    const project = (m: ModelBuilder, h: string): string[] =>
+      ['q', 'k', 'v'].map((name, i) =>
+        m.node('MatMul', [h, m.integers(`w_${name}`, [K, N], Array<number>(K * N).fill(i))], [name]),
+      );
     checkRefused(
       layer({ ...AT, norm, project, expose: false }),
-      "x is float32 and the normalised value float16; the fused op gives x's type",
+      "x is float32 and the normalised value int64; the fused op gives x's type",
       'h_node',
     );
   });

@@ -92,7 +92,7 @@ const REFUSALS: [string, (rms: boolean) => Layer, (rms: boolean) => string][] = 
   ['an exponent that raises the rank', spelling({ powerDims: [1, 1, 1, 1] }), same('the mean is not of squares (Pow 2 or Mul by itself)')],
   ['a normalised value cut to integers', castTwice(DataType.int64), same("the normalised value is cast to int64, expected float32 or x's type")],
   ['a normalised value rounded to float16', castTwice(DataType.float16), same("the normalised value is cast to float16, expected float32 or x's type")],
-  ['a result in another type than x', castOnce(DataType.float16), same("x is float32 and the normalised value float16; the fused op gives x's type")],
+  ['a result in another type than x', castOnce(DataType.double), same("x is float32 and the normalised value double; the fused op gives x's type")],
   ['rows of one element, spread by the scale', spread, same("the norm's input 'x' has 1 columns, the weights have K = 12")],
   ['a mean of cubes', spelling({ power: 3 }), same('the mean is not of squares (Pow 2 or Mul by itself)')],
 ]; // prettier-ignore

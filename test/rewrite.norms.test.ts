@@ -34,6 +34,7 @@ describe('LayerNormalization', () => {
         splits: [N, N, N],
         emitNorm: false,
         weightType: 'float32',
+        position: 0,
       },
     ]);
     expect(report.functions).to.deep.equal(['com.deepspeed:QKVGemm']);

@@ -2,9 +2,11 @@ import { expect } from 'chai';
 import { type ModelBuilder, uniform } from '../models/builder.js';
 import { DataType } from '../ts/onnx/tensor.js';
 import { toFloat32 } from '../ts/rewrite/weights/convert.js';
-import { checkFused, checkRefused } from './support/fused.js';
-import { gammaOf, K, layer, N, weightValues } from './support/layers.js';
+import { worstDifference } from '../scripts/bench/difference.js';
+import { checkFused, checkRefused, fused } from './support/fused.js';
+import { gammaOf, K, layer, N, weight, weightValues, xTensor } from './support/layers.js';
 import { spell } from './support/norms.js';
+import { runModel } from './support/run.js';
 
 const { float, float16, bfloat16, int64 } = DataType;
 const REST = ['Transpose', 'MatMul', 'Transpose', 'MatMul'];
@@ -55,17 +57,69 @@ describe('norms of one node in float32 between 16-bit values', () => {
       expect(ops.filter((op) => op === 'Cast')).to.have.length(5);
     });
 
-    it(`${opType}: refused where its result is read in float32 too, or goes on in another type than x`, () => {
-      checkRefused(
-        low(norm, (m) => m.output(m.node('Neg', ['h'], ['less'])), opset),
-        "its output 'h' feeds no MatMul or Gemm with constant weights",
-      );
-      const widening = (m: ModelBuilder, x: string): string =>
-        cast(m, m.node(opType, [x, scale(m, float)], ['h']), float16, 'h_low');
-      checkRefused(
-        layer({ opset, irVersion: 10, norm: widening, project: (m, h) => ['q', 'k'].map((name, i) => cast(m, m.node('MatMul', [h, m.floats(`w_${name}`, [K, N], weightValues(K * N, i), float16)], [`${name}_low`]), float, name)) }),
-        "its output 'h' feeds no MatMul or Gemm with constant weights",
-      );
+    it(`${opType}: read in float32 too, it stays in float32, and the node's results are cast`, async () => {
+      const original = low(norm, (m) => m.output(m.node('Neg', ['h'], ['less'])), opset);
+      const { nodes, model, report } = await checkFused(original, HALF);
+      expect(nodes[0]?.inputs[0]).to.equal('x_f');
+      expect(nodes[0]?.outputs[1]).to.equal('h');
+      expect(report.fused[0]).to.include({ weightType: 'float16', emitNorm: true });
+      for (const [i, name] of ['q', 'k', 'v'].entries()) {
+        const maker = model.graph.nodes.find(({ outputs }) => outputs.includes(`${name}_low`));
+        expect(maker?.opType).to.equal('Cast');
+        expect(maker?.inputs[0]).to.equal(nodes[0]?.outputs[i === 0 ? 0 : i + 1]);
+      }
+      // What is read in float32 never was of 16 bits: it comes out as exact as from the original.
+      const reader = low((m, x) => norm(m, x), (m) => m.output(m.node('Neg', ['h'], ['less'])), opset);
+      const [expected, actual] = [await runModel(reader, [xTensor()]), await runModel(fused(reader).bytes, [xTensor()])];
+      expect(worstDifference(expected.slice(-1), actual.slice(-1))).to.be.below(1e-6);
+    });
+
+    it(`${opType}: in float32, of a float32 x, behind which only a Cast stands`, async () => {
+      const mixed = layer({
+        opset,
+        irVersion: 10,
+        norm: (m, x) => cast(m, m.node(opType, [x, scale(m, float)], ['h']), float16, 'h_low'),
+        project: (m, h) =>
+          ['q', 'k', 'v'].map((name, i) => {
+            const product = m.node('MatMul', [h, m.floats(`w_${name}`, [K, N], weightValues(K * N, i), float16)], [`${name}_low`]);
+            return cast(m, m.node('Add', [product, m.floats(`b_${name}`, [N], weightValues(N, 7 + i), float16)], [`${name}_sum`]), float, name);
+          }),
+      });
+      const { nodes, ops, report } = await checkFused(mixed, HALF);
+      expect(nodes[0]?.inputs[0]).to.equal('x');
+      expect(report.fused[0]).to.include({ weightType: 'float16', emitNorm: false });
+      // The norm's Cast is gone; each result is rounded once, behind the bias.
+      expect(ops.filter((op) => op === 'Cast' || op === 'Add')).to.have.length(6);
+    });
+
+    it(`${opType}: refused where weights in the Cast's type are missing, or the norm's result goes to a third type`, () => {
+      const going = (to: number, weights: number): Uint8Array =>
+        layer({
+          opset,
+          irVersion: 10,
+          norm: (m, x) => cast(m, m.node(opType, [x, scale(m, float)], ['h']), to, 'h_low'),
+          project: (m, h) => ['q', 'k'].map((name, i) => cast(m, m.node('MatMul', [h, m.floats(`w_${name}`, [K, N], weightValues(K * N, i), weights)], [`${name}_low`]), float, name)),
+        });
+      checkRefused(going(DataType.double, float), "its output 'h' feeds no MatMul or Gemm with constant weights");
+      checkRefused(going(bfloat16, float16), "the norm's input is bfloat16, the weight 'w_q' float16", 'q_low_node');
+    });
+
+    it(`${opType}: one node for float32's projections or for the Cast's, whichever are more`, async () => {
+      const both = layer({
+        opset,
+        irVersion: 10,
+        norm: (m, x) => m.node(opType, [x, scale(m, float)], ['h']),
+        project: (m, h) => {
+          const low = cast(m, h, float16, 'h_low');
+          const [q, k] = ['q', 'k'].map((name, i) => cast(m, m.node('MatMul', [low, m.floats(`w_${name}`, [K, N], weightValues(K * N, i), float16)], [`${name}_low`]), float, name));
+          return [q ?? '', k ?? '', m.node('MatMul', [h, weight(m, 'w_v', 2)], ['v'])];
+        },
+      });
+      const { report } = await checkFused(both, HALF);
+      expect(report.fused[0]?.splits).to.deep.equal([N, N]);
+      expect(report.refused.map(({ node, reason }) => [node, reason])).to.deep.equal([
+        ['v_node', "the weight 'w_v' is float32, 'w_q' float16, behind a Cast of the norm: one node has one type of weights"],
+      ]);
     });
   } // prettier-ignore
 
@@ -130,6 +184,36 @@ describe('decomposed norms with Casts inside', () => {
       'squares_node',
     );
   }); // prettier-ignore
+});
+
+describe('norms spelt out in float32, cast to 16 bits behind', () => {
+  const cases: [string, (m: ModelBuilder, x: string) => string, string][] = [
+    ['of x in float32', (_, x) => x, 'x'],
+    ['of x cast up from float16', (m, x) => cast(m, cast(m, x, float16, 'x_low'), float, 'x_f'), 'x_f'],
+  ];
+  for (const rms of [true, false])
+    for (const [what, before, input] of cases)
+      for (const both of [true, false]) {
+        // A Cast before it and nobody else behind it: all of it is of 16 bits.
+        if (input === 'x_f' && !both) continue;
+        it(`${rms ? 'RMSNorm' : 'LayerNorm'} ${what}${both ? ', read in float32 too' : ''}`, async () => {
+          const original = layer({
+            opset: 13,
+            norm: (m, x) => spell(m, before(m, x), rms),
+            project: (m, h) => {
+              const narrow = cast(m, h, float16, 'h_low');
+              if (both) m.output(m.node('Neg', [h], ['less']));
+              return ['q', 'k', 'v'].map((name, i) => {
+                const w = m.floats(`w_${name}`, [K, N], weightValues(K * N, i), float16);
+                return cast(m, m.node('MatMul', [narrow, w], [`${name}_low`]), float, name);
+              });
+            },
+          });
+          const { nodes, report } = await checkFused(original, HALF);
+          expect(nodes[0]?.inputs[0]).to.equal(input);
+          expect(report.fused[0]).to.include({ weightType: 'float16', emitNorm: both });
+        });
+      }
 });
 
 describe('scales that are computed from constants', () => {

@@ -217,22 +217,29 @@ describe('MatMulNBits of 8 bits', () => {
       'q_node',
     ));
 
-  it('refuses a node of integers and floats', () => {
-    const original = layerOf(
-      64,
-      (m, h) => {
-        const [q, k, v] = weights;
-        if (!q || !k || !v) throw new Error('three weights');
-        const w = m.floats('w_v', [64, 8], meaning(v));
-        return [nbits(m, h, 'q', q), nbits(m, h, 'k', k), m.node('MatMul', [h, w], ['v'])];
-      },
-      { opsets },
-    );
-    checkRefused(
-      original,
-      "the weight 'w_v' is no integer, 'b_q' is: one node has one type of weights",
-      'v_node',
-    );
+  it('integers and floats behind one norm: the larger set becomes the node, the other reads the norm', async () => {
+    const mixed = (integer: readonly boolean[]): Uint8Array =>
+      layerOf(
+        64,
+        (m, h) =>
+          NAMES.map((name, i) => {
+            const w = weights[i] as Integers;
+            if (integer[i]) return nbits(m, h, name, w);
+            return m.node('MatMul', [h, m.floats(`w_${name}`, [64, 8], meaning(w))], [name]);
+          }),
+        { opsets },
+      );
+    const two = await checkFused(mixed([true, true, false]), { inputs: inputOf(64) });
+    expect(two.report.fused[0]).to.include({ weightType: 'int8', emitNorm: true });
+    expect(two.report.fused[0]?.replaced).to.deep.equal(['h_node', 'q_node', 'k_node']);
+    expect(two.report.refused.map(({ node, rule, reason }) => [node, rule, reason])).to.deep.equal([
+      ['v_node', 'matmul', "the weight 'w_v' is no integer, 'b_q' and those of its node are: one node has one type of weights"],
+    ]); // prettier-ignore
+    const one = await checkFused(mixed([true, false, false]), { inputs: inputOf(64) });
+    expect(one.report.fused[0]).to.include({ weightType: 'float32', emitNorm: true });
+    expect(one.report.refused.map(({ node, reason }) => [node, reason])).to.deep.equal([
+      ['q_node', "the weight 'b_q' is an integer, 'w_k' and those of its node are none: one node has one type of weights"],
+    ]); // prettier-ignore
   });
 
   it('float16 activations and scales', () => {

@@ -210,7 +210,9 @@ describe('linear', () => {
       [one((m) => m.node('MatMul', ['x', m.node('Neg', [weight(m, 'w', 1)], ['less'])], ['y'])), "the weight is not constant: 'less' is computed by Neg 'less_node'"],
     ] as const) {
       const { report, model } = fuseBytes(original, { targets: ['linear'] });
-      expect(report.refused).to.deep.equal([{ node: 'y_node', opType: 'MatMul', rule: 'matmul', reason }]);
+      const [refusal] = report.refused;
+      expect(report.refused).to.have.length(1);
+      expect(refusal).to.include({ node: 'y_node', opType: 'MatMul', rule: 'matmul', reason });
       expect(model).to.equal(original);
     }
   }); // prettier-ignore

@@ -1,7 +1,7 @@
 import { expect } from 'chai';
 import fs from 'node:fs';
 import path from 'node:path';
-import type { ModelBuilder } from '../models/builder.js';
+import { ModelBuilder } from '../models/builder.js';
 import { QkvGemmError } from '../ts/errors.js';
 import { FolderSource } from '../ts/external_data.js';
 import { DataType, type DataSource } from '../ts/onnx/tensor.js';
@@ -10,7 +10,7 @@ import { fuseBytes } from '../ts/rewrite/fuse.js';
 import { toFloat32 } from '../ts/rewrite/weights/convert.js';
 import { testFolder } from './support/command.js';
 import { checkFused, fused, type Fused } from './support/fused.js';
-import { K, layer, N, weightValues } from './support/layers.js';
+import { K, layer, layerNorm, N, weightValues } from './support/layers.js';
 import { spell } from './support/norms.js';
 
 const NAMES = ['q', 'k', 'v'];
@@ -121,22 +121,30 @@ describe('the type of fused weights', () => {
     }
   });
 
-  it('what a type cannot hold is refused, and the model comes out as it was', () => {
+  it('what a type cannot hold keeps its projection out of the node, and the model as it was where there is no other', () => {
     const spoilt = (value: number): Uint8Array =>
       withWeights(VALUES.map((data, part) => data.map((w, i) => (part === 1 && i === 3 ? value : w))));
     for (const [dtype, value, reason] of [
       ['fp16', 70000, 'weight 70000 is beyond the range of fp16'],
       ['bf16', 3.4e38, `weight ${Math.fround(3.4e38)} is beyond the range of bf16`],
-      ['int8', NaN, 'the weights cannot be int8: column 11 holds NaN'],
-      ['int8', -Infinity, 'the weights cannot be int8: column 11 holds -Infinity'],
+      ['int8', NaN, 'the weights cannot be int8: column 3 holds NaN'],
+      ['int8', -Infinity, 'the weights cannot be int8: column 3 holds -Infinity'],
     ] as const) {
-      const original = spoilt(value);
-      const { model, report } = fuseBytes(original, { dtype });
-      expect(report.fused).to.deep.equal([]);
-      expect(report.refused.map((refusal) => [refusal.reason, refusal.at])).to.deep.equal([
-        [reason, 'q_node'],
+      const { report } = fuseBytes(spoilt(value), { dtype });
+      expect(report.fused.map(({ splits, replaced }) => [splits, replaced])).to.deep.equal([
+        [
+          [N, N],
+          ['h_node', 'q_node', 'v_node'],
+        ],
       ]);
-      expect(model).to.equal(original);
+      expect(report.refused.map((refusal) => [refusal.node, refusal.reason])).to.deep.equal([
+        ['k_node', reason],
+      ]);
+      const alone = spoilt(value);
+      const { model, report: none } = fuseBytes(alone, { dtype, skip: ['q_node', 'v_node'] });
+      expect(none.fused).to.deep.equal([]);
+      expect(none.refused.map((refusal) => refusal.reason)).to.deep.equal([reason]);
+      expect(model).to.equal(alone);
     }
   });
 
@@ -250,4 +258,58 @@ describe('weights in external data', () => {
       .to.throw(QkvGemmError, "Tensor 'w_k' needs")
       .with.property('code', 'EXTERNAL_DATA');
   });
+});
+
+describe('weights that several nodes share', () => {
+  /** Two layers, one behind the other, whose projections have these weights. */
+  const two = (write: (m: ModelBuilder, h: string, second: boolean) => string[]): Uint8Array => {
+    const m = new ModelBuilder();
+    m.input('x', ['batch', 'sequence', K]);
+    const swap = { attributes: { perm: { integers: [0, 2, 1] } } };
+    const [q = '', k = '', v = ''] = write(m, layerNorm(m, 'x'), false);
+    const p = m.node('MatMul', [q, m.node('Transpose', [k], ['kt'], swap)], ['p']);
+    const up = m.node('MatMul', [m.node('MatMul', [p, v], ['pv']), m.floats('o', [N, K], weightValues(N * K, 9))], ['up']);
+    const g = m.node('LayerNormalization', [up, 'gamma', 'beta'], ['g']);
+    const [a = '', b = '', c = ''] = write(m, g, true);
+    m.output(m.node('MatMul', [m.node('MatMul', [a, m.node('Transpose', [b], ['bt'], swap)], ['ab']), c], ['y']));
+    return m.finish();
+  }; // prettier-ignore
+  const products = (m: ModelBuilder, h: string, second: boolean, names: readonly string[]): string[] =>
+    names.map((name, i) => m.node('MatMul', [h, name], [`${second ? 'b' : 'a'}${i}`]));
+  const shared = (order: readonly string[]): Uint8Array =>
+    two((m, h, second) => {
+      const names = ['w_q', 'w_k', 'w_v'];
+      if (!second) names.forEach((name, i) => m.floats(name, [K, N], weightValues(K * N, i)));
+      return products(m, h, second, second ? order : names);
+    });
+
+  for (const [dtype, bound] of [['keep', 2e-5], ['fp16', 3e-3], ['int8', 5e-2]] as const) {
+    it(`are packed once: ${dtype}`, async () => {
+      const { model, nodes } = await checkFused(shared(['w_q', 'w_k', 'w_v']), { count: 2, options: { dtype }, bound });
+      expect(nodes.map(({ inputs }) => [inputs[1], inputs[5]])).to.deep.equal([
+        [nodes[0]?.inputs[1], nodes[0]?.inputs[5]],
+        [nodes[0]?.inputs[1], nodes[0]?.inputs[5]],
+      ]);
+      expect(model.graph.initializers.has('w_q')).to.equal(false);
+    });
+  } // prettier-ignore
+
+  it('are packed for each where their order, or what is done with them, differs', async () => {
+    for (const original of [
+      shared(['w_q', 'w_v', 'w_k']),
+      two((m, h, second) => {
+        if (!second) ['w_q', 'w_k', 'w_v'].forEach((name, i) => m.floats(name, [N, N], weightValues(N * N, i)));
+        const cut = second ? 'MatMul' : 'Gemm';
+        const flat = m.node('MatMul', [h, second ? 'down' : m.floats('down', [K, N], weightValues(K * N, 5))], [`${cut}_in`]);
+        const g = m.node('LayerNormalization', [flat, second ? 'scale' : m.floats('scale', [N], weightValues(N, 6))], [`${cut}_h`]);
+        return ['w_q', 'w_k', 'w_v'].map((name, i) => {
+          const turned = second ? m.node('Transpose', [name], [`${name}_t`]) : name;
+          return m.node('MatMul', [g, turned], [`${second ? 'b' : 'a'}${i}`]);
+        });
+      }),
+    ]) {
+      const { nodes } = await checkFused(original, { count: 2 });
+      expect(new Set(nodes.map(({ inputs }) => inputs[1])).size).to.equal(2);
+    }
+  }); // prettier-ignore
 });

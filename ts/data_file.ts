@@ -105,6 +105,32 @@ export class DataFile {
   }
 }
 
+/** Where tensors would lie in a data file; nothing is written. */
+export class CountedData {
+  private end = 0;
+
+  constructor(readonly location: string) {}
+
+  get size(): number {
+    return this.end;
+  }
+
+  append(data: Uint8Array): ExternalData {
+    return this.place(data.length);
+  }
+
+  *copy(_: string, __: number, length: number): Generator<number, ExternalData> {
+    yield length;
+    return this.place(length);
+  }
+
+  private place(length: number): ExternalData {
+    const offset = Math.ceil(this.end / ALIGNMENT) * ALIGNMENT;
+    this.end = offset + length;
+    return { location: this.location, offset, length };
+  }
+}
+
 export function writeAll(handle: number, data: Uint8Array, position: number): void {
   for (let at = 0; at < data.length;)
     at += fs.writeSync(handle, data, at, Math.min(data.length - at, 2 ** 30), position + at);

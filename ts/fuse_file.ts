@@ -2,25 +2,22 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { checkLoads } from './check_loads.js';
-import { checkDifferences, compareModels, DEFAULT_MAX_ERROR, type OutputDifference } from './compare.js';
 import { QkvGemmError } from './errors.js';
 import { externalTensors, FolderSource } from './external_data.js';
 import { checkWritable, MAX_PROTOBUF, readModelFile } from './files.js';
 import { concat } from './onnx/wire.js';
 import { checkOptions } from './options.js';
+import type { Phase, Progress } from './progress.js';
 import type { FuseOptions } from './rewrite/options.js';
-import { fuseSteps, fuseModel, type FusedModel } from './rewrite/fuse.js';
+import { FUSE_OPTIONS, fuseSteps, fuseModel, type FusedModel } from './rewrite/fuse.js';
 import type { FuseReport } from './rewrite/report.js';
 import { inSteps, stageAndCommit, Staging, type Companion } from './staging.js';
+import { CountedData } from './data_file.js';
+import type { ValueDifference } from './verify/difference.js';
+import { checkRewritten, DEFAULT_MAX_ERROR, verifyModels } from './verify/verify.js';
 import { moveTensors, WeightStore } from './weight_store.js';
 
-/** How far a rewrite is, in bytes of weights. */
-export interface Progress {
-  /** `pack`: weights are put together; `move`: others leave the model or their files; `copy`: files come along; `check`. */
-  phase: 'pack' | 'move' | 'copy' | 'check';
-  done: number;
-  total: number;
-}
+export type { Progress } from './progress.js';
 
 export interface FuseFileOptions extends FuseOptions {
   /** Replace an existing output (default false). The input is never overwritten. */
@@ -59,7 +56,9 @@ export interface FusedFile {
   /** The data file that was written beside the output, and its size. */
   data?: { file: string; bytes: number };
   /** With `check`: each output's difference from the original's. */
-  differences?: OutputDifference[];
+  differences?: ValueDifference[];
+  /** Folders beside the output with former outputs that a process was replacing when it was killed. */
+  replaced?: string[];
 }
 
 /** `model.onnx` -> `model.fused.onnx`, in the same folder. */
@@ -78,22 +77,40 @@ export function fusePath(input: string, options: FuseOptions = {}): FusedModel {
   });
 }
 
-/** What a rewrite would do, as `fuseFile` decides it; new weights are thrown away one by one. */
-export function planFile(input: string, options: FuseOptions = {}): FuseReport {
+/** What `fuseFile` would do and write. */
+export interface PlannedFile {
+  report: FuseReport;
+  /** The data file that there would be beside the output. */
+  data?: { file: string; bytes: number };
+}
+
+/** What a rewrite would do, as `fuseFile` decides it; what it would write is counted and thrown away. */
+export async function planFile(
+  input: string,
+  output: string,
+  options: FuseOptions & Pick<FuseFileOptions, 'saveAsExternalData' | 'externalDataFile' | 'onProgress'> = {},
+): Promise<PlannedFile> {
+  const { saveAsExternalData, externalDataFile, onProgress = () => undefined, ...rest } = options;
   const bytes = readModelFile(input);
-  return naming(input, () => {
+  try {
     const source = new FolderSource(path.dirname(input));
-    companionsOf(bytes, source);
-    const nowhere = {
-      append: (data: Uint8Array) => ({ location: 'data', offset: 0, length: data.length }),
-    };
-    const store = new WeightStore(nowhere, false, MAX_PROTOBUF - bytes.length);
-    const steps = fuseSteps(bytes, options, source, store);
-    for (;;) {
-      const step = steps.next();
-      if (step.done) return step.value.report;
+    const kept = companionsOf(bytes, source);
+    const data = new CountedData(dataLocation(output, externalDataFile, kept));
+    const everything = externalDataFile !== undefined;
+    const always = everything || saveAsExternalData === true;
+    const store = new WeightStore(data, always, MAX_PROTOBUF - bytes.length);
+    const steps = fuseSteps(bytes, rest, source, store);
+    const { parts, report } = await inSteps(steps, (step) => onProgress({ phase: 'pack', ...step }));
+    if (always && report.fused.length > 0) {
+      const moving = moveTensors(concat(parts), { data, source, moved: store.moved, everything });
+      const moved = await inSteps(moving, () => undefined);
+      report.bytesAfter = moved.reduce((sum, part) => sum + part.length, 0);
     }
-  });
+    const file = path.join(path.dirname(output), data.location);
+    return { report, ...(data.size > 0 ? { data: { file, bytes: data.size } } : {}) };
+  } catch (error) {
+    throw named(input, error);
+  }
 }
 
 function named(input: string, error: unknown): unknown {
@@ -168,7 +185,7 @@ export async function fuseFileWithin(
   options: FuseFileOptions,
   largest: number,
 ): Promise<FusedFile> {
-  checkOptions('fuseFile', options, ['dtype', 'int8Block', 'fallback', 'targets', 'skip', ...FILE_OPTIONS]);
+  checkOptions('fuseFile', options, [...FUSE_OPTIONS, ...FILE_OPTIONS]);
   const {
     overwrite = false,
     verify = true,
@@ -202,7 +219,7 @@ export async function fuseFileWithin(
   return Staging.run(output, writing, async (staging) => {
     const data = staging.dataFile(location);
     const store = new WeightStore(data, always, largest - bytes.length);
-    const counting = (phase: Progress['phase'], total: number): ((bytes: number) => void) => {
+    const counting = (phase: Phase, total: number): ((bytes: number) => void) => {
       let done = 0;
       return (count) => onProgress?.({ phase, done: (done += count), total });
     };
@@ -235,11 +252,16 @@ export async function fuseFileWithin(
       await checkLoads(staged, input, { bytes: size, fallback: rest.fallback !== false });
       onProgress?.({ phase: 'check', done: size, total: size });
     };
-    let differences: OutputDifference[] | undefined;
+    let differences: ValueDifference[] | undefined;
     const compare = async (staged: string): Promise<void> => {
       if (verify) await check(staged);
-      differences = await compareModels(input, staged, dims);
-      checkDifferences(differences, maxError);
+      const { outputs, bounds } = await verifyModels(input, staged, {
+        maxError,
+        library: 'b',
+        ...(dims ? { dims } : {}),
+      });
+      differences = outputs;
+      checkRewritten({ outputs, bounds });
     };
     const copied = counting('copy', weights);
     await stageAndCommit(
@@ -253,6 +275,7 @@ export async function fuseFileWithin(
     return {
       report,
       ...(differences ? { differences } : {}),
+      ...(staging.kept.length > 0 ? { replaced: staging.kept } : {}),
       ...(data.used ? { data: { file: path.join(path.dirname(output), location), bytes: data.size } } : {}),
     };
   });

@@ -10,8 +10,25 @@ import { fuseModel } from './rewrite/fuse.js';
 import type { FuseOptions } from './rewrite/options.js';
 import type { FuseReport } from './rewrite/report.js';
 
+export { benchModels, type BenchOptions, type BenchReport, type ModelTiming } from './bench/bench.js';
+export type { PeakMemory } from './bench/memory.js';
+export type { OpShare } from './bench/profile.js';
+export type { Ratio } from './bench/timing.js';
+export { diagnose, type Check, type Diagnosis } from './doctor/doctor.js';
 export { QkvGemmError, type QkvGemmErrorCode } from './errors.js';
-export { fuseFile, type FusedFile, type FuseFileOptions, type Progress } from './fuse_file.js';
+export { fuseFile, type FusedFile, type FuseFileOptions } from './fuse_file.js';
+export {
+  inspectModel,
+  type Block,
+  type BlockCost,
+  type InspectOptions,
+  type ModelDescription,
+  type ValueDescription,
+} from './inspect/inspect.js';
+export type { Phase, Progress } from './progress.js';
+export { benchHtml } from './report/bench_report.js';
+export { fuseHtml, type FuseHtmlInput } from './report/fuse_report.js';
+export { verifyHtml } from './report/verify_report.js';
 export type { FuseOptions, Target } from './rewrite/options.js';
 export type { FusedSite, FuseReport, Refusal, WeightType } from './rewrite/report.js';
 export {
@@ -21,6 +38,11 @@ export {
   type QkvGemmLibraryOptions,
   type TuneMode,
 } from './session/index.js';
+export type { Bounds, ElementPair, ValueDifference } from './verify/difference.js';
+export type { FeedOptions } from './verify/feeds.js';
+export type { InputFile } from './verify/input_files.js';
+export type { InsideReport } from './verify/inside.js';
+export { verifyModels, type VerifyOptions, type VerifyReport } from './verify/verify.js';
 
 export interface FuseResult {
   /** The rewritten model; the input's bytes where nothing was fused. */

@@ -1,31 +1,21 @@
 /**
  * Writing a model and the files beside it, whole or not at all: everything is written into a folder of its own beside the
  * output, flushed, checked there, and gets its name at the end. A process that dies meanwhile leaves that folder, whose
- * name begins with a dot and ends in .tmp, and nothing under a final name.
+ * name begins with a dot and ends in .tmp, and nothing under a final name; the next write to that output removes it.
  */
 import crypto from 'node:crypto';
 import fs from 'node:fs';
 import path from 'node:path';
 import { DataFile, writeAll } from './data_file.js';
 import { QkvGemmError } from './errors.js';
+import { keepAtSignals, removeAtSignals } from './temporary.js';
 import { checkWritable, MAX_PROTOBUF, reason, sameFile, statOf, type WriteOptions } from './files.js';
+import { clearLeftovers, OWNER_FILE, ownerRecord, REPLACED, scratchName } from './leftovers.js';
 
 /** A file that a model refers to, under the name by which the model knows it. */
 export interface Companion {
   from: string;
   location: string;
-}
-
-/** Signals that end a process, and the exit codes that shells know them by. */
-const SIGNALS = { SIGINT: 130, SIGTERM: 143, SIGHUP: 129 } as const;
-type Signal = keyof typeof SIGNALS;
-const signals = Object.keys(SIGNALS) as Signal[];
-/** All writes of this process that have begun: a signal ends them together. */
-const active = new Set<Staging>();
-
-function interrupted(signal: Signal): void {
-  for (const staging of active) staging.remove();
-  process.exit(SIGNALS[signal]);
 }
 
 export class Staging {
@@ -35,14 +25,15 @@ export class Staging {
   /** Names, relative to the folder, that get their place before the model gets its own. */
   private readonly beside = new Set<string>();
   private created = false;
+  /** Folders with what a process that was killed was about to replace, found beside the output. */
+  readonly kept: string[] = [];
 
   private constructor(
     readonly file: string,
     private readonly options: WriteOptions,
   ) {
     this.folder = path.dirname(file);
-    const name = `.${path.basename(file).slice(0, 200)}.${crypto.randomBytes(6).toString('hex')}.tmp`;
-    this.scratch = path.join(this.folder, name);
+    this.scratch = path.join(this.folder, scratchName(file, crypto.randomBytes(6).toString('hex')));
   }
 
   /** Runs `action`, which stages and commits; whatever was not committed is removed behind it. */
@@ -170,7 +161,7 @@ export class Staging {
         const replaced = [...this.beside].filter((name) => statOf(path.join(this.folder, name)));
         const former = statOf(this.file) && replaced.length > 0 ? [path.basename(this.file)] : [];
         for (const name of [...former, ...replaced])
-          move(path.join(this.folder, name), path.join(this.scratch, '.replaced', name));
+          move(path.join(this.folder, name), path.join(this.scratch, REPLACED, name));
         for (const name of this.beside) move(path.join(this.scratch, name), path.join(this.folder, name));
         move(this.model, this.file);
       } catch (error) {
@@ -199,18 +190,18 @@ export class Staging {
 
   private makeScratch(): void {
     if (this.created) return;
+    this.kept.push(...clearLeftovers(this.file));
     fs.mkdirSync(this.scratch);
     this.created = true;
-    if (active.size === 0) for (const signal of signals) process.on(signal, interrupted);
-    active.add(this);
+    removeAtSignals(this);
+    fs.writeFileSync(path.join(this.scratch, OWNER_FILE), ownerRecord());
   }
 
   remove(): void {
     for (const data of this.data) data.close();
     if (!this.created) return;
     fs.rmSync(this.scratch, { recursive: true, force: true });
-    if (active.delete(this) && active.size === 0)
-      for (const signal of signals) process.off(signal, interrupted);
+    keepAtSignals(this);
   }
 
   private writing<T>(action: () => T): T {

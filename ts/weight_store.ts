@@ -54,7 +54,7 @@ export class WeightStore implements TensorStore {
 }
 
 export interface MoveOptions {
-  data: DataFile;
+  data: Pick<DataFile, 'append' | 'copy' | 'location'>;
   source: FolderSource;
   /** Names of tensors that are in the data file already. */
   moved: ReadonlySet<string>;

@@ -18,7 +18,7 @@ import {
 import type { Operands } from '../../models/qkv_gemm.js';
 import { relativeDifference } from './difference.js';
 import { pick, sampledOperands, sampledReference, sampleOf } from './sample.js';
-import { interleaved, type Timing, type TimingOptions } from './timing.js';
+import { interleaved, type Timing, type TimingOptions } from '../../ts/bench/timing.js';
 
 /**
  * Largest difference allowed, of the largest output: from the float64 result with the weights as stored. It holds for

@@ -3,6 +3,7 @@ import { spawnSync } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { peakOf } from '../../ts/bench/memory.js';
 
 const main = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '..', '..', 'ts', 'cli', 'main.ts');
 
@@ -26,7 +27,7 @@ export function runMeasured(args: readonly string[], scratch: string): Peak {
   const command = ['--import', import.meta.resolve('tsx'), '--import', hook, main, ...args];
   const { status: code, stdout, stderr } = spawnSync(process.execPath, command, { encoding: 'utf8' });
   const seconds = (performance.now() - started) / 1000;
-  const line = /^VmHWM:\s+(\d+) kB$/m.exec(fs.readFileSync(status, 'utf8'));
+  const bytes = peakOf(fs.readFileSync(status, 'utf8'));
   fs.rmSync(status);
-  return { code, stdout, stderr, seconds, bytes: Number(line?.[1]) * 1024 };
+  return { code, stdout, stderr, seconds, bytes };
 }

@@ -4,9 +4,11 @@ import os from 'node:os';
 import path from 'node:path';
 import { Worker } from 'node:worker_threads';
 import { attentionModel, externalBytes } from '../../models/attention.js';
-import { ModelBuilder } from '../../models/builder.js';
+import { ModelBuilder, uniform } from '../../models/builder.js';
 import { corpusModel, corpusModels } from '../../models/corpus.js';
+import { FUNCTION_DOMAIN, functionOf } from '../../models/functions.js';
 import { encodeNode } from '../../ts/onnx/node.js';
+import { DataType } from '../../ts/onnx/tensor.js';
 import { MessageWriter } from '../../ts/onnx/wire.js';
 import { mutate, Random } from './mutate.js';
 import type { Answer, Task } from './worker.js';
@@ -45,11 +47,41 @@ function originals(): Uint8Array[] {
     attentionModel({ biases: ['q', 'k', 'v'], n: 16, residual: true }),
     attentionModel({ location: 'weights.bin', external: true }),
     attentionModel({ extraNodes }),
+    functionModel(),
   ];
   // The small models are mutated as often as the many large ones: they are the faster ones.
   const corpus = corpusModels().map(corpusModel);
   const copies = Math.max(1, Math.round((2 * corpus.length) / generated.length));
   return [...Array.from({ length: copies }, () => generated).flat(), ...corpus];
+}
+
+/** A norm with projections in a function, and the same in a branch of an If in it. */
+function functionModel(): Uint8Array {
+  const [k, n] = [16, 8];
+  const layer = (m: ModelBuilder, prefix: string): string => {
+    const gamma = m.constant(`${prefix}gamma`, [k], uniform(k, 0.5, 1, 1));
+    const h = m.node('LayerNormalization', ['x', gamma], [`${prefix}h`]);
+    const [q = '', v = ''] = ['q', 'v'].map((name, i) => {
+      const w = m.constant(`${prefix}w${name}`, [k, n], uniform(k * n, 0.5, 11 + i));
+      return m.node('MatMul', [h, w], [prefix + name]);
+    });
+    const attributes = { perm: { integers: [0, 2, 1] } };
+    const turned = m.node('Transpose', [v], [`${prefix}t`], { attributes });
+    return m.node('MatMul', [q, turned], [`${prefix}y`]);
+  };
+  const branch = new ModelBuilder();
+  branch.output(layer(branch, 'b_'));
+  const body = new ModelBuilder();
+  layer(body, 'a_');
+  body.node('If', ['c'], ['z'], { graphs: { then_branch: branch, else_branch: branch } });
+  const model = new ModelBuilder({ [FUNCTION_DOMAIN]: 1 });
+  model.input('x', ['batch', 'sequence', k]);
+  model.input('c', [], DataType.bool);
+  model.node('Block', ['x', 'c'], ['y', 'z'], { domain: FUNCTION_DOMAIN });
+  model.output('y');
+  model.output('z');
+  model.function(functionOf('Block', body, { inputs: ['x', 'c'], outputs: ['a_y', 'z'] }));
+  return model.finish();
 }
 
 /** A worker does not inherit the loader of TypeScript modules on every release of Node. */

@@ -5,8 +5,8 @@ import { externalTensors, FolderSource } from '../../ts/external_data.js';
 import { Model } from '../../ts/onnx/model.js';
 import { checkGraph } from '../../ts/rewrite/check_graph.js';
 import { fuseBytes } from '../../ts/rewrite/fuse.js';
-import { GraphIndex } from '../../ts/rewrite/graph_index.js';
 import type { FuseOptions } from '../../ts/rewrite/options.js';
+import { scopesOf } from '../../ts/rewrite/scopes.js';
 
 export interface Task {
   model: Uint8Array;
@@ -30,7 +30,7 @@ function attempt({ model, options }: Task): Answer {
     if (report.fused.length === 0) return { outcome: 'nothing fused' };
     try {
       const rewritten = new Model(result);
-      new GraphIndex(rewritten, source);
+      scopesOf(rewritten, source);
       checkGraph(rewritten.graph);
     } catch (error) {
       return { outcome: 'fused', finding: `the result is not sound: ${String(error)}` };

@@ -29,8 +29,12 @@ export function qkvgemm(
   return { code: result.status, stdout: result.stdout, stderr: result.stderr };
 }
 
-export function start(args: readonly string[], cwd: string): ChildProcess {
-  return spawn(process.execPath, [...commandLine, ...args], { cwd, stdio: ['ignore', 'pipe', 'pipe'] });
+export function start(args: readonly string[], cwd: string, env: Record<string, string> = {}): ChildProcess {
+  return spawn(process.execPath, [...commandLine, ...args], {
+    cwd,
+    env: { ...process.env, ...env },
+    stdio: ['ignore', 'pipe', 'pipe'],
+  });
 }
 
 /** A fresh folder for each test of the enclosing `describe`, removed behind it. */

@@ -2,6 +2,7 @@
 import { expect } from 'chai';
 import type * as ort from 'onnxruntime-node';
 import { worstDifference } from '../../scripts/bench/difference.js';
+import { Graph } from '../../ts/onnx/graph.js';
 import { Model } from '../../ts/onnx/model.js';
 import type { Node } from '../../ts/onnx/node.js';
 import type { DataSource } from '../../ts/onnx/tensor.js';
@@ -30,7 +31,7 @@ export interface Fused {
   bytes: Uint8Array;
   model: Model;
   report: FuseReport;
-  /** The com.deepspeed.QKVGemm nodes. */
+  /** The com.deepspeed.QKVGemm nodes, those of subgraphs and functions included. */
   nodes: Node[];
   /** Op types of the graph, in order. */
   ops: string[];
@@ -43,10 +44,10 @@ export function fused(original: Uint8Array, check: Check = {}): Fused {
   expect(report.fused, JSON.stringify(report.refused, undefined, 1)).to.have.length(count);
   const model = new Model(bytes);
   if (sound) expectSound(model);
-  const nodes = model.graph.nodes.filter((node) => node.is('QKVGemm', 'com.deepspeed'));
+  const nodes = allNodes(model).filter((node) => node.is('QKVGemm', 'com.deepspeed'));
   expect(nodes.map(({ name }) => name)).to.include.members(report.fused.map(({ node }) => node));
   const counts: Record<string, number> = {};
-  for (const { domain, opType } of model.graph.nodes) {
+  for (const { domain, opType } of allNodes(model)) {
     const name = domain === '' ? opType : `${domain}.${opType}`;
     counts[name] = (counts[name] ?? 0) + 1;
   }
@@ -95,11 +96,37 @@ export function checkUntouched(original: Uint8Array): void {
   expect(Buffer.compare(model, original), 'the bytes').to.equal(0);
 }
 
-/** Every value is there before it is read, made once, and every domain is imported. */
-export function expectSound({ graph, opsets }: Model): void {
-  const made = new Set(['', ...graph.inputs.map(({ name }) => name), ...graph.initializers.keys()]);
+/** The nodes of a model's graph, of the graphs in it, and of its functions but the op's own. */
+function allNodes(model: Model): Node[] {
+  const bodies = model.functionBodies.filter(
+    ({ domain, name }) => `${domain}.${name}` !== 'com.deepspeed.QKVGemm',
+  );
+  return [model.graph, ...bodies].flatMap(nodesIn);
+}
+
+function nodesIn(graph: Graph): Node[] {
+  return graph.nodes.flatMap((node) => [node, ...node.graphs.flatMap((bytes) => nodesIn(new Graph(bytes)))]);
+}
+
+/**
+ * Every value is there before it is read, made once, and every domain is imported, in subgraphs and functions as well.
+ * Nothing has the name of something outside that can be read there.
+ */
+export function expectSound(model: Model): void {
+  expectSoundGraph(model.graph, model.opsets, []);
+  for (const body of model.functionBodies) expectSoundGraph(body, body.opsets, []);
+}
+
+function expectSoundGraph(graph: Graph, opsets: ReadonlyMap<string, number>, outer: Iterable<string>): void {
+  const own = [...graph.inputs.map(({ name }) => name), ...graph.initializers.keys()];
+  const made = new Set(['', ...outer]);
+  for (const name of graph.inputs.length > 0 ? new Set(own) : own) {
+    expect(made, `'${name}', an input or initialiser`).to.not.include(name);
+    made.add(name);
+  }
   for (const node of graph.nodes) {
     for (const name of node.inputs) expect(made, `'${name}', read by ${node.label}`).to.include(name);
+    for (const bytes of node.graphs) expectSoundGraph(new Graph(bytes), opsets, made);
     for (const name of node.outputs) {
       if (name !== '') expect(made, `'${name}', made by ${node.label}`).to.not.include(name);
       made.add(name);

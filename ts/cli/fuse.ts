@@ -1,10 +1,12 @@
 /** `qkvgemm fuse`: rewrites a file and says what was done. */
 import fs from 'node:fs';
 import Table from 'cli-table3';
-import type { OutputDifference } from '../compare.js';
 import { defaultOutput, fuseFile, planFile, type FusedFile } from '../fuse_file.js';
+import { fuseHtml } from '../report/fuse_report.js';
+import { checkReport, writeReport } from '../report/page.js';
 import type { FuseOptions } from '../rewrite/options.js';
-import type { FuseReport } from '../rewrite/report.js';
+import type { FusedSite, FuseReport, Refusal } from '../rewrite/report.js';
+import { differenceTable } from './differences.js';
 import { EXIT } from './exit.js';
 import { ProgressBar } from './progress.js';
 import { size } from './size.js';
@@ -13,6 +15,7 @@ export interface FuseFlags {
   output?: string;
   dtype: NonNullable<FuseOptions['dtype']>;
   int8Block?: number;
+  activationQuant?: boolean;
   fallback: boolean;
   targets: NonNullable<FuseOptions['targets']>;
   verify: boolean;
@@ -25,6 +28,7 @@ export interface FuseFlags {
   maxError?: number;
   dims?: Record<string, number>;
   skip?: string[];
+  report?: string;
   json?: boolean;
 }
 
@@ -40,18 +44,27 @@ export async function fuseCommand(
     targets: flags.targets,
     skip: flags.skip ?? [],
     ...(flags.int8Block === undefined ? {} : { int8Block: flags.int8Block }),
+    ...(flags.activationQuant === undefined ? {} : { activationQuant: flags.activationQuant }),
   };
+  const external = {
+    saveAsExternalData: flags.saveAsExternalData ?? false,
+    ...(flags.externalDataFile === undefined ? {} : { externalDataFile: flags.externalDataFile }),
+  };
+  if (flags.report !== undefined) checkReport(flags.report, [input, output]);
   const progress = new ProgressBar(process.stderr);
   let result: FusedFile;
   try {
     result = flags.dryRun
-      ? { report: planFile(input, options) }
+      ? await planFile(input, output, {
+          ...options,
+          ...external,
+          ...(flags.json ? {} : { onProgress: progress.seen }),
+        })
       : await fuseFile(input, output, {
           ...options,
           overwrite: flags.overwrite ?? false,
           verify: flags.verify,
-          saveAsExternalData: flags.saveAsExternalData ?? false,
-          ...(flags.externalDataFile === undefined ? {} : { externalDataFile: flags.externalDataFile }),
+          ...external,
           check: flags.check ?? false,
           ...(flags.maxError === undefined ? {} : { maxError: flags.maxError }),
           ...(flags.dims === undefined ? {} : { dims: flags.dims }),
@@ -60,13 +73,19 @@ export async function fuseCommand(
   } finally {
     progress.stop();
   }
-  const { report, data, differences } = result;
+  const { report, data, differences, replaced } = result;
   const written = !flags.dryRun && report.fused.length > 0;
+  if (flags.report !== undefined) {
+    const files = { input, ...(written ? { output } : {}) };
+    const text = fuseHtml({ ...files, report, ...(differences ? { differences } : {}) });
+    await writeReport(flags.report, text);
+  }
   if (flags.json) {
     const files = {
       input,
       output: written ? output : null,
-      ...(data ? { data } : {}),
+      ...(data ? { [flags.dryRun ? 'plannedData' : 'data']: data } : {}),
+      ...(replaced ? { replaced } : {}),
       ...(differences ? { differences } : {}),
     };
     console.log(JSON.stringify({ ...files, ...report }, undefined, 2));
@@ -75,20 +94,29 @@ export async function fuseCommand(
     if (differences) console.log(differenceTable(differences));
     const beside = data ? ` and ${data.file} (${size(data.bytes)})` : '';
     if (written) console.log(`Wrote ${output} (${size(fs.statSync(output).size)})${beside}.`);
+    else if (report.fused.length === 0) console.log('Nothing could be fused; nothing was written.');
     else
       console.log(
-        flags.dryRun ? 'Dry run: nothing was written.' : 'Nothing could be fused; nothing was written.',
+        `Dry run: nothing was written. It would be ${output} (${size(report.bytesAfter)})${beside}.`,
       );
+    for (const name of replaced ?? [])
+      console.log(`A run that was killed was about to replace former files; they are now in ${name}.`);
   }
   return report.fused.length > 0 ? EXIT.ok : EXIT.nothingFused;
 }
 
-function differenceTable(differences: readonly OutputDifference[]): string {
-  const head = ['output', 'largest difference', 'of the largest element'];
-  const table = new Table({ head, ...plain });
-  for (const { output, maxAbs, maxRel } of differences)
-    table.push([output, maxAbs.toExponential(2), maxRel.toExponential(2)]);
-  return table.toString();
+/** Where a node is, if not in the model's own graph. */
+const within = ({ scope }: { scope?: string }): string => (scope === undefined ? '' : `, in ${scope}`);
+
+function explainFused({ norm, rules, node, replaced, scope }: FusedSite): string {
+  const what = norm === undefined ? 'no norm' : `norm ${norm}`;
+  const where = within(scope === undefined ? {} : { scope });
+  return `  ${what} [${rules.norm} + ${rules.projection}]${where}: became ${node}, which replaces: ${replaced.join(', ')}`;
+}
+
+function explainRefusal(refusal: Refusal): string {
+  const at = refusal.at === undefined ? '' : ` (at ${refusal.at})`;
+  return `  refused: ${refusal.node} (${refusal.opType}) [${refusal.rule}]${within(refusal)}: ${refusal.reason}${at}`;
 }
 
 /** Tables without colours, which a file or a pipe would keep. */
@@ -108,27 +136,26 @@ export function describe(report: FuseReport, explain: boolean): string {
         site.normType === 'none' ? site.rules.projection : `${site.rules.norm} + ${site.rules.projection}`,
         site.k,
         site.splits.join(' '),
-        site.scaleBlock === undefined ? site.weightType : `${site.weightType}, blocks of ${site.scaleBlock}`,
+        [
+          site.weightType,
+          ...(site.scaleBlock === undefined ? [] : [`blocks of ${site.scaleBlock}`]),
+          ...(site.activationQuant ? ['int8 rows'] : []),
+        ].join(', '),
         site.emitNorm ? 'yes' : 'no',
         site.weightSqnrDb === undefined ? 'exact' : `${site.weightSqnrDb.toFixed(1)} dB`,
       ]);
     }
     lines.push(table.toString());
-    if (explain)
-      for (const site of report.fused)
-        lines.push(
-          `  ${site.norm === undefined ? 'no norm' : `norm ${site.norm}`} [${site.rules.norm} + ${site.rules.projection}]: became ${site.node}, which replaces: ${site.replaced.join(', ')}`,
-        );
   }
-  if (report.refused.length > 0) {
-    lines.push('Refused:');
-    for (const refusal of report.refused) {
-      const at = explain && refusal.at !== undefined ? ` (at ${refusal.at})` : '';
-      const rule = explain ? ` [${refusal.rule}]` : '';
-      const type = explain ? ` (${refusal.opType})` : '';
-      lines.push(`  ${refusal.node}${type}${rule}: ${refusal.reason}${at}`);
-    }
-  }
+  const refusals = report.refused.map((refusal) => ({
+    position: refusal.position,
+    text: explain ? explainRefusal(refusal) : `  ${refusal.node}${within(refusal)}: ${refusal.reason}`,
+  }));
+  if (explain) {
+    const fused = report.fused.map((site) => ({ position: site.position, text: explainFused(site) }));
+    const all = [...fused, ...refusals].sort((a, b) => a.position - b.position);
+    if (all.length > 0) lines.push('In graph order:', ...all.map(({ text }) => text));
+  } else if (refusals.length > 0) lines.push('Refused:', ...refusals.map(({ text }) => text));
   const ops = [...new Set([...Object.keys(report.opsBefore), ...Object.keys(report.opsAfter)])].sort();
   const changed = ops.filter((op) => report.opsBefore[op] !== report.opsAfter[op]);
   if (changed.length > 0) {

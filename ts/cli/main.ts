@@ -1,13 +1,25 @@
 #!/usr/bin/env node
 /** The command `qkvgemm`. */
-import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
+import { Command, CommanderError, Option } from 'commander';
 import { createRequire } from 'node:module';
 import { QkvGemmError } from '../errors.js';
-import { TARGETS, type Target } from '../rewrite/options.js';
+import { addBench } from './bench.js';
+import { addDoctor } from './doctor.js';
 import { EXIT } from './exit.js';
 import { fuseCommand, type FuseFlags } from './fuse.js';
-import { infoCommand } from './info.js';
-import { parseCount, parseDims, tuneCommand, type TuneFlags } from './tune.js';
+import {
+  parseCount,
+  parsed,
+  parseDims,
+  parseError,
+  parseTargets,
+  parseThreads,
+  REPORT_HELP,
+  RUN_HELP,
+} from './flags.js';
+import { addInspect } from './inspect.js';
+import { tuneCommand, type TuneFlags } from './tune.js';
+import { addVerify } from './verify.js';
 
 const HELP = `
 Exit codes:
@@ -15,6 +27,7 @@ Exit codes:
   1  a file, a model or the machine is not as needed; the message says what and where
   2  the command line is wrong
   3  nothing could be fused; nothing was written
+  4  two models give different results, or one runs and the other does not
 
 Examples:
   qkvgemm fuse model.onnx                          writes model.fused.onnx
@@ -22,37 +35,13 @@ Examples:
   qkvgemm fuse model.onnx all.onnx --targets qkv,mlp,linear
   qkvgemm fuse model.onnx --dry-run --explain      writes nothing, says why each norm was or was not fused
   qkvgemm tune model.fused.onnx --dims batch=1 --rows 1,16,128
-  qkvgemm info --json
+  qkvgemm inspect model.onnx --dims batch=1,sequence=128
+  qkvgemm verify model.onnx model.fused.onnx --dims batch=2,sequence=16
+  qkvgemm bench model.onnx --fused --dims batch=1,sequence=128 --seconds 1
+  qkvgemm doctor
 `;
 
-/** `qkv,mlp`: names in any order, each once. */
-function parseTargets(text: string): Target[] {
-  const names = text.split(',').map((name) => name.trim());
-  const unknown = names.find((name) => !TARGETS.includes(name as Target));
-  if (unknown !== undefined)
-    throw new Error(`'${unknown}' is no target; expected one or more of ${TARGETS.join(',')}`);
-  return [...new Set(names as Target[])];
-}
-
-/** Of a session, which starts as many as it is told to. */
-const MOST_THREADS = 1024;
-
 const { version } = createRequire(import.meta.url)('../../package.json') as { version: string };
-
-function parseError(text: string): number {
-  const value = Number(text);
-  if (text.trim() === '' || !(value >= 0)) throw new Error('expected a number >= 0.');
-  return value;
-}
-
-/** What `parse` says is wrong, in commander's words. */
-function parsed<T>(parse: (text: string) => T, text: string): T {
-  try {
-    return parse(text);
-  } catch (error) {
-    throw new InvalidArgumentError(error instanceof Error ? error.message : String(error));
-  }
-}
 
 export async function main(args: readonly string[]): Promise<number> {
   const program = new Command('qkvgemm')
@@ -86,6 +75,10 @@ export async function main(args: readonly string[]): Promise<number> {
       'with --dtype int8: rows of a column that share a scale; default: all',
       (text) => parsed((count) => parseCount(count), text),
     )
+    .option(
+      '--activation-quant',
+      'nodes with int8 weights round their normalised rows to int8 as well; needs --dtype int8 or integer weights in the model',
+    )
     .option('--no-fallback', 'leave out the function body: the model then needs the library')
     .option('--no-verify', 'do not load the result in onnxruntime-node before it is written')
     .option('--save-as-external-data', 'weights leave the model file for OUT.data beside it')
@@ -99,11 +92,7 @@ export async function main(args: readonly string[]): Promise<number> {
       "for --check: difference allowed, of an output's largest element; default: 5e-3, with bf16 5e-2, with int8 1e-1",
       (text) => parsed(parseError, text),
     )
-    .option(
-      '--dims <sizes>',
-      'for --check: sizes of dimensions that the model leaves open, e.g. batch=1,sequence=16; default: 3 each',
-      (text) => parsed(parseDims, text),
-    )
+    .option('--dims <sizes>', `for --check: ${RUN_HELP.dims}`, (text) => parsed(parseDims, text))
     .option(
       '--skip <node>',
       'keep what this node belongs to as it is; may be given several times',
@@ -112,6 +101,7 @@ export async function main(args: readonly string[]): Promise<number> {
     .option('--dry-run', 'write nothing')
     .option('--explain', 'say of each norm what became of it, and why')
     .option('--overwrite', 'replace an existing output')
+    .option('--report <file>', REPORT_HELP)
     .option('--json', 'print one JSON object instead of text')
     .action(async (input: string, output: string | undefined, flags: FuseFlags, command: Command) => {
       if (output !== undefined && flags.output !== undefined && output !== flags.output)
@@ -124,7 +114,7 @@ export async function main(args: readonly string[]): Promise<number> {
       "time the plans of a fused model's nodes on this machine, and keep the best for its sessions",
     )
     .argument('<model>', 'model file with com.deepspeed.QKVGemm nodes')
-    .addOption(new Option('--provider <name>', 'execution provider').choices(['cpu', 'cuda']).default('cpu'))
+    .addOption(new Option('--provider <name>', RUN_HELP.provider).choices(['cpu', 'cuda']).default('cpu'))
     .addOption(
       new Option(
         '--dims <sizes>',
@@ -141,20 +131,16 @@ export async function main(args: readonly string[]): Promise<number> {
         ...text.split(',').map((count) => parsed(parseCount, count)),
       ],
     )
-    .option('--threads <count>', "threads of the session's pool", (text) =>
-      parsed((count) => parseCount(count, MOST_THREADS), text),
-    )
+    .option('--threads <count>', RUN_HELP.threads, (text) => parsed(parseThreads, text))
     .option('--json', 'print one JSON object instead of text')
     .action(async (model: string, flags: TuneFlags) => {
       code = await tuneCommand(model, flags);
     });
-  program
-    .command('info')
-    .description('libraries, CUDA devices, instruction set, ONNX Runtime versions and providers')
-    .option('--json', 'print one JSON object instead of text')
-    .action(async (flags: { json?: boolean }) => {
-      code = await infoCommand(flags);
-    });
+  const done = (result: number): void => void (code = result);
+  addInspect(program, done);
+  addVerify(program, done);
+  addBench(program, done);
+  addDoctor(program, done);
   try {
     await program.parseAsync(args, { from: 'user' });
     return code;
@@ -165,7 +151,7 @@ export async function main(args: readonly string[]): Promise<number> {
     if (args.includes('--json'))
       console.log(JSON.stringify({ error: { code: known ? error.code : 'UNEXPECTED', message } }));
     console.error(known ? `qkvgemm: ${message}` : `qkvgemm: unexpected error, please report it: ${message}`);
-    return EXIT.failed;
+    return known && error.code === 'CHECK_FAILED' ? EXIT.different : EXIT.failed;
   }
 }
 

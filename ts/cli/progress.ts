@@ -1,13 +1,16 @@
 /** A progress bar with rate and time left, for work that takes its time, on a terminal. */
 import { Presets, SingleBar } from 'cli-progress';
-import type { Progress } from '../fuse_file.js';
+import type { Phase, Progress } from '../progress.js';
 import { size } from './size.js';
 
-const PHASES: Record<Progress['phase'], string> = {
-  pack: 'packing weights',
-  move: 'moving weights',
-  copy: 'copying weights',
-  check: 'loading the result',
+/** What is said of a phase, and how its amounts are written; what is counted has no unit. */
+const PHASES: Record<Phase, { what: string; amount: (count: number) => string }> = {
+  pack: { what: 'packing weights', amount: size },
+  move: { what: 'moving weights', amount: size },
+  copy: { what: 'copying weights', amount: size },
+  check: { what: 'loading the result', amount: size },
+  values: { what: 'comparing values', amount: (count) => count.toFixed(1) },
+  rounds: { what: 'timing', amount: (count) => count.toFixed(1) },
 };
 /** Work that is done before this many milliseconds shows no bar. */
 const PATIENCE = 500;
@@ -21,7 +24,7 @@ function duration(seconds: number): string {
 /** The bar of one phase after the other; `seen` takes what `fuseFile` reports. */
 export class ProgressBar {
   private bar: SingleBar | undefined;
-  private phase: Progress['phase'] | undefined;
+  private phase: Phase | undefined;
   private readonly begun = performance.now();
   private phaseBegun = 0;
 
@@ -39,8 +42,8 @@ export class ProgressBar {
     const elapsed = (now - this.phaseBegun) / 1000;
     const rate = elapsed > 0 ? done / elapsed : 0;
     const shown = {
-      what: PHASES[phase],
-      rate: size(rate),
+      what: PHASES[phase].what,
+      rate: PHASES[phase].amount(rate),
       left: duration(rate > 0 ? (total - done) / rate : Infinity),
     };
     if (!this.bar) {

@@ -5,14 +5,14 @@ import Table from 'cli-table3';
 import type { InferenceSession, Tensor } from 'onnxruntime-node';
 import { QkvGemmError } from '../errors.js';
 import { readModelFile } from '../files.js';
-import { Graph } from '../onnx/graph.js';
+import { qkvNodes } from '../inspect/qkv_nodes.js';
 import { Model } from '../onnx/model.js';
 import { DOMAIN, OP } from '../rewrite/function_body.js';
 import { tuningFile } from '../session/addon.js';
 import { withQkvGemm } from '../session/index.js';
 import { EXIT } from './exit.js';
 import { plain } from './fuse.js';
-import { generate, openDimensions, type Sizes } from '../generated_inputs.js';
+import { checkSizes, generate, openDimensions, type Sizes } from '../generated_inputs.js';
 
 export interface TuneFlags {
   provider: 'cpu' | 'cuda';
@@ -29,48 +29,6 @@ interface Entry {
   microseconds: number;
   heuristic: { plan: string; microseconds: number };
   measured: string;
-}
-
-interface Shape {
-  k: number;
-  n: number;
-}
-
-/** `batch=1,sequence=128` of the command line. */
-export function parseDims(text: string): Sizes {
-  const sizes = new Map<string, number>();
-  for (const part of text.split(',')) {
-    const at = part.lastIndexOf('=');
-    const name = part.slice(0, Math.max(at, 0)).trim();
-    if (name === '') throw new Error(`expected NAME=SIZE, found '${part}'`);
-    if (sizes.has(name)) throw new Error(`'${name}' has two sizes; repeat the option for another run`);
-    sizes.set(name, parseCount(part.slice(at + 1)));
-  }
-  return Object.fromEntries(sizes);
-}
-
-/** A size or a number of threads of the command line. */
-export function parseCount(text: string, most = 999_999_999): number {
-  const count = /^ *\d+ *$/.test(text) ? Number(text) : 0;
-  if (count < 1 || count > most) throw new Error(`expected a number from 1 to ${most}, found '${text}'`);
-  return count;
-}
-
-/** K and N of the QKVGemm nodes with constant weights, in the graph and its subgraphs. */
-function shapesOf(graph: Graph, shapes = new Map<string, Shape>()): { nodes: number; shapes: Shape[] } {
-  let nodes = 0;
-  for (const node of graph.nodes) {
-    if (node.is(OP, DOMAIN)) {
-      nodes++;
-      const dims = graph.initializers.get(node.inputs[1] ?? '')?.dims;
-      const transposed = node.attributes.get('transposed')?.integer === 1;
-      const [k, n] = (transposed ? dims?.toReversed() : dims) ?? [];
-      if (k !== undefined && n !== undefined) shapes.set(`${k} ${n}`, { k, n });
-    }
-    for (const { graphs } of node.attributes.values())
-      for (const bytes of graphs) nodes += shapesOf(new Graph(bytes), shapes).nodes;
-  }
-  return { nodes, shapes: [...shapes.values()] };
 }
 
 /** The file's entries by key; none where there is no file that the library would take. */
@@ -130,12 +88,7 @@ function runsOf(flags: TuneFlags, inputs: readonly InferenceSession.ValueMetadat
   const given = flags.dims.length > 0 ? flags.dims : [{}];
   const names = openDimensions(inputs);
   return given.flatMap((sizes) => {
-    const unknown = Object.keys(sizes).find((name) => !names.includes(name));
-    if (unknown !== undefined)
-      throw new QkvGemmError(
-        'INVALID_ARGUMENT',
-        `--dims names '${unknown}', which is no dimension that the model leaves open; those are: ${names.join(', ') || 'none'}.`,
-      );
+    checkSizes(sizes, inputs);
     const open = names.filter((name) => !Object.hasOwn(sizes, name));
     if (flags.rows === undefined) {
       if (open.length === 0) return [sizes];
@@ -197,8 +150,8 @@ function describeSizes(sizes: Sizes): string {
 }
 
 export async function tuneCommand(file: string, flags: TuneFlags): Promise<number> {
-  const { nodes, shapes } = shapesOf(new Model(readModelFile(file)).graph);
-  if (nodes === 0)
+  const nodes = qkvNodes(new Model(readModelFile(file)));
+  if (nodes.length === 0)
     throw new QkvGemmError(
       'UNSUPPORTED_MODEL',
       `'${file}' has no ${DOMAIN}.${OP} node, so that there is nothing to tune. Make them first: qkvgemm fuse ${file}`,
@@ -211,7 +164,7 @@ export async function tuneCommand(file: string, flags: TuneFlags): Promise<numbe
   const tuned = [...after.values()].flatMap((entry): Tuned[] => {
     const fields = fieldsOf(entry.key);
     const ours =
-      shapes.some(({ k, n }) => fields.K === String(k) && fields.N === String(n)) &&
+      nodes.some(({ weight: w }) => w && fields.K === String(w.k) && fields.N === String(w.n)) &&
       (fields.packing === 'panels') === (flags.provider === 'cpu');
     const known = JSON.stringify(before.get(entry.key)) === JSON.stringify(entry);
     return ours ? [{ ...entry, fields, timedNow: !known }] : [];

@@ -1,7 +1,9 @@
 /** ModelProto: the outermost message. A model in which nothing changes comes out byte for byte. */
 import { QkvGemmError } from '../errors.js';
+import { FunctionBody } from './function.js';
 import { Graph } from './graph.js';
-import { integer, MessageWriter, readFields, text, type Field } from './wire.js';
+import { readOpsets } from './opsets.js';
+import { integer, MessageWriter, readFields, type Field } from './wire.js';
 
 const FIELD = { irVersion: 1, graph: 7, opsetImport: 8, functions: 25 } as const;
 
@@ -9,9 +11,8 @@ export class Model {
   private readonly fields: Field[];
   readonly irVersion: number;
   /** Domain ('' for ONNX's own) to version. */
-  readonly opsets = new Map<string, number>();
-  /** `domain:name` of the model-local functions. */
-  readonly functions: string[] = [];
+  readonly opsets: ReadonlyMap<string, number>;
+  private readonly functionOf = new Map<Field, FunctionBody>();
   readonly graph: Graph;
   private newIrVersion: number;
   private readonly addedOpsets: { domain: string; version: number }[] = [];
@@ -33,20 +34,20 @@ export class Model {
     if (this.fields.filter((field) => field.number === FIELD.graph).length > 1)
       throw new QkvGemmError('INVALID_MODEL', 'Not a valid ONNX model: it has more than one graph.');
     this.irVersion = this.newIrVersion = integer(ir);
-    for (const field of this.fields) {
-      if (field.number === FIELD.opsetImport) {
-        const parts = readFields(field.value, 'an opset import');
-        const domain = parts.find((f) => f.number === 1);
-        const version = parts.find((f) => f.number === 2);
-        const name = domain ? text(domain) : '';
-        this.opsets.set(name === 'ai.onnx' ? '' : name, version ? integer(version) : 0);
-      } else if (field.number === FIELD.functions) {
-        const parts = readFields(field.value, 'a function');
-        const [name, domain] = [1, 10].map((number) => parts.find((f) => f.number === number));
-        this.functions.push(`${domain ? text(domain) : ''}:${name ? text(name) : ''}`);
-      }
-    }
+    this.opsets = readOpsets(this.fields, FIELD.opsetImport);
+    for (const field of this.fields)
+      if (field.number === FIELD.functions) this.functionOf.set(field, new FunctionBody(field.value));
     this.graph = new Graph(graph.value);
+  }
+
+  /** The model-local functions. */
+  get functionBodies(): FunctionBody[] {
+    return [...this.functionOf.values()];
+  }
+
+  /** `domain:name` of the model-local functions. */
+  get functions(): string[] {
+    return this.functionBodies.map(({ domain, name }) => `${domain}:${name}`);
   }
 
   /** Version of ONNX's own operators; 0 where the model names none. */
@@ -76,6 +77,7 @@ export class Model {
   encode(): Uint8Array[] {
     const untouched =
       !this.graph.changed &&
+      !this.functionBodies.some((body) => body.changed) &&
       this.newIrVersion === this.irVersion &&
       this.addedOpsets.length === 0 &&
       this.addedFunctions.length === 0;
@@ -86,6 +88,8 @@ export class Model {
       if (field.number === FIELD.irVersion) writer.integer(FIELD.irVersion, this.newIrVersion);
       else if (field.number === FIELD.graph && this.graph.changed)
         writer.bytes(FIELD.graph, this.graph.encode());
+      else if (this.functionOf.get(field)?.changed)
+        writer.bytes(FIELD.functions, this.functionOf.get(field)?.encode() ?? []);
       else writer.copy(field.span);
       if (index === lastOpset) {
         for (const { domain, version } of this.addedOpsets) {

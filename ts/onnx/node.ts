@@ -1,7 +1,7 @@
 /** NodeProto: names at once, attributes when asked for. */
 import onnxProto from 'onnx-proto';
 import { QkvGemmError } from '../errors.js';
-import { MessageWriter, readFields, text } from './wire.js';
+import { concat, MessageWriter, readFields, text } from './wire.js';
 import { encodeTensor, Tensor } from './tensor.js';
 
 /** An attribute's value, of the kinds that rules look at. */
@@ -16,6 +16,9 @@ export interface Attribute {
   graphs: Uint8Array[];
 }
 
+/** `g` and `graphs` of AttributeProto. */
+const GRAPH_FIELDS: readonly number[] = [6, 11];
+
 const AttributeType = { float: 1, int: 2, string: 3, tensor: 4, graph: 5, floats: 6, ints: 7, graphs: 10 };
 
 export class Node {
@@ -26,6 +29,7 @@ export class Node {
   readonly domain: string = '';
   private readonly attributeSpans: Uint8Array[] = [];
   private decoded: Map<string, Attribute> | undefined;
+  private referring: readonly string[] | undefined;
 
   /** @param message a NodeProto's bytes. */
   constructor(
@@ -48,18 +52,61 @@ export class Node {
     return this.name || `${this.opType} -> ${this.outputs.find((name) => name !== '') ?? ''}`;
   }
 
+  /**
+   * Is this the operator? One whose attributes are those of the function that it stands in is none that a rule can say
+   * anything of: its values are the callers'.
+   */
   is(opType: string, domain = ''): boolean {
-    return this.opType === opType && this.domain === domain;
+    return this.opType === opType && this.domain === domain && this.references.length === 0;
+  }
+
+  /** Names of attributes that refer to the function's (ref_attr_name, field 21). */
+  get references(): readonly string[] {
+    this.referring ??= this.attributeSpans.flatMap((span) => {
+      const fields = readFields(span, `an attribute of ${this.where}`);
+      const name = fields.find((field) => field.number === 1);
+      return fields.some((field) => field.number === 21) ? [name ? text(name) : ''] : [];
+    });
+    return this.referring;
   }
 
   /** GraphProto bytes of all attributes that are graphs. The others are not decoded for it. */
   get graphs(): Uint8Array[] {
-    const found: Uint8Array[] = [];
-    for (const span of this.attributeSpans) {
-      for (const field of readFields(span, `an attribute of ${this.where}`))
-        if (field.number === 6 || field.number === 11) found.push(field.value);
+    return this.bodies.map(({ graph }) => graph);
+  }
+
+  /** The same with the names of the attributes: `then_branch`, `body`. */
+  get bodies(): { attribute: string; graph: Uint8Array }[] {
+    return this.attributeSpans.flatMap((span) => {
+      const fields = readFields(span, `an attribute of ${this.where}`);
+      const name = fields.find((field) => field.number === 1);
+      const graphs = fields.filter((field) => GRAPH_FIELDS.includes(field.number));
+      return graphs.map((field) => ({ attribute: name ? text(name) : '', graph: field.value }));
+    });
+  }
+
+  /**
+   * NodeProto bytes, in parts, with other graphs; all else stays byte for byte.
+   *
+   * @param graphs one for each of `bodies`; undefined where it stays.
+   */
+  withGraphs(graphs: readonly (readonly Uint8Array[] | undefined)[]): Uint8Array[] {
+    let at = 0;
+    const writer = new MessageWriter();
+    for (const field of readFields(this.message, this.where)) {
+      if (field.number !== 5) {
+        writer.copy(field.span);
+        continue;
+      }
+      const attribute = new MessageWriter();
+      for (const part of readFields(field.value, `an attribute of ${this.where}`)) {
+        const graph = GRAPH_FIELDS.includes(part.number) ? graphs[at++] : undefined;
+        if (graph) attribute.bytes(part.number, graph);
+        else attribute.copy(part.span);
+      }
+      writer.bytes(5, attribute.parts());
     }
-    return found;
+    return writer.parts();
   }
 
   get attributes(): ReadonlyMap<string, Attribute> {
@@ -186,4 +233,11 @@ export function encodeNode(node: NewNode): Uint8Array {
   if (node.domain) writer.string(7, node.domain);
   if (node.overload) writer.string(8, node.overload);
   return writer.finish();
+}
+
+/** NodeProto bytes, in parts, of a Constant that gives a tensor (TensorProto bytes, in parts) under the tensor's name. */
+export function encodeConstant(tensor: readonly Uint8Array[]): Uint8Array[] {
+  const name = new Tensor(concat(tensor), 'a new constant').name;
+  const attribute = new MessageWriter().string(1, 'value').bytes(5, tensor).integer(20, AttributeType.tensor);
+  return new MessageWriter().string(2, name).string(4, 'Constant').bytes(5, attribute.parts()).parts();
 }

@@ -5,6 +5,7 @@
  * Source: ONNX IR specification, "Graphs" and "Names Within a Graph".
  */
 import { QkvGemmError } from '../errors.js';
+import type { FunctionBody } from '../onnx/function.js';
 import { Graph } from '../onnx/graph.js';
 import type { Node } from '../onnx/node.js';
 
@@ -13,17 +14,26 @@ export const MAX_NESTING = 32;
 
 /** @throws QkvGemmError `INVALID_MODEL` with the value and the node; `UNSUPPORTED_MODEL` for graphs nested too deep. */
 export function checkGraph(graph: Graph): void {
+  checkInputs(graph, 'graph inputs');
+  checkScope(graph, new Set(), 0, "The graph's output");
+}
+
+/** The same for the body of a model-local function, which reads nothing of the graphs that call it. */
+export function checkFunction(body: FunctionBody): void {
+  checkInputs(body, `inputs of the function '${body.id}'`);
+  checkScope(body, new Set(), 0, `An output of the function '${body.id}'`);
+}
+
+function checkInputs(graph: Graph, what: string): void {
   const inputs = new Set<string>();
   for (const { name } of graph.inputs) {
     if (inputs.has(name))
       throw new QkvGemmError(
         'INVALID_MODEL',
-        `Two graph inputs are named '${name}'; names of values must be unique.`,
+        `Two ${what} are named '${name}'; names of values must be unique.`,
       );
     inputs.add(name);
   }
-  const reads = checkScope(graph, new Set(), 0);
-  checkAcyclic(graph, reads);
 }
 
 function definedIn(graph: Graph): Set<string> {
@@ -36,8 +46,16 @@ function definedIn(graph: Graph): Set<string> {
   return names;
 }
 
-/** Checks that all values are defined; returns what each node reads of the graph's own, by its subgraphs as well. */
-function checkScope(graph: Graph, outer: ReadonlySet<string>, depth: number): Map<Node, Set<string>> {
+/**
+ * Checks that all values are defined and that no node waits for itself; returns what each node reads of the graph's own and
+ * of those around it, by its subgraphs as well.
+ */
+function checkScope(
+  graph: Graph,
+  outer: ReadonlySet<string>,
+  depth: number,
+  output: string,
+): Map<Node, Set<string>> {
   if (depth > MAX_NESTING)
     throw new QkvGemmError('UNSUPPORTED_MODEL', `Subgraphs are nested deeper than ${MAX_NESTING} levels.`);
   const own = definedIn(graph);
@@ -57,7 +75,7 @@ function checkScope(graph: Graph, outer: ReadonlySet<string>, depth: number): Ma
       const body = new Graph(bytes);
       const inner = definedIn(body);
       const captured = [
-        ...checkScope(body, visible, depth + 1).values(),
+        ...checkScope(body, visible, depth + 1, "A subgraph's output").values(),
         body.outputs.map(({ name }) => name),
       ];
       for (const set of captured) for (const name of set) if (!inner.has(name)) names.add(name);
@@ -65,8 +83,8 @@ function checkScope(graph: Graph, outer: ReadonlySet<string>, depth: number): Ma
     names.delete('');
     reads.set(node, names);
   }
-  for (const { name } of graph.outputs)
-    require(name, depth === 0 ? "The graph's output" : "A subgraph's output");
+  for (const { name } of graph.outputs) require(name, output);
+  checkAcyclic(graph, reads);
   return reads;
 }
 

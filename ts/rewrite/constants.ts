@@ -24,17 +24,21 @@ const MAX_DEPTH = 8;
 
 /** Why a name is not constant, for messages. */
 export function whyNotConstant(index: GraphIndex, name: string): string {
-  if (index.model.graph.initializers.has(name))
-    return `'${name}' is a graph input with a default: callers may override it`;
-  if (index.isGraphInput(name)) return `'${name}' is a graph input`;
-  if (index.model.graph.sparseInitializers.has(name)) return `'${name}' is a sparse initialiser`;
-  const producer = index.producers.get(name);
+  const home = index.home(name);
+  const { scope } = home;
+  if (home.graph.initializers.has(name))
+    return `'${name}' is ${scope === undefined ? 'a graph input' : `an input of the ${scope}`} with a default: callers may override it`;
+  if (home.isGraphInput(name))
+    return `'${name}' is ${scope === undefined ? 'a graph input' : `an input of the ${scope}`}`;
+  if (home.graph.sparseInitializers.has(name)) return `'${name}' is a sparse initialiser`;
+  const producer = home.producers.get(name);
   return `'${name}' is computed${producer ? ` by ${producer.opType} '${producer.label}'` : ''}`;
 }
 
-/** The constant behind a name, or undefined. */
-export function findConstant(index: GraphIndex, name: string, depth = 0): Constant | undefined {
-  const initializer = index.model.graph.initializers.get(name);
+/** The constant behind a name, in the graph or in those around it, or undefined. */
+export function findConstant(from: GraphIndex, name: string, depth = 0): Constant | undefined {
+  const index = from.home(name);
+  const initializer = index.graph.initializers.get(name);
   if (initializer) {
     if (index.isOverridable(name)) return undefined;
     return { name, tensor: initializer, transposed: false, type: initializer.type };
@@ -47,7 +51,7 @@ export function findConstant(index: GraphIndex, name: string, depth = 0): Consta
   }
   const fold = FOLDS[node.opType];
   const input = node.inputs[0];
-  if (!fold || node.domain !== '' || input === undefined) return undefined;
+  if (!fold || !node.is(node.opType) || input === undefined) return undefined;
   const inner = findConstant(index, input, depth + 1);
   const folded = inner && fold(index, node, inner, depth + 1);
   return folded && { ...folded, name };

@@ -27,18 +27,20 @@ const MAX_DEPTH = 8;
 
 /** The DequantizeLinear of a constant behind a value, Identity and Transpose between them or not. */
 function dequantizeBehind(
-  index: GraphIndex,
+  from: GraphIndex,
   name: string,
-): { node: Node; stored: Constant; transposed: boolean } | undefined {
+): { index: GraphIndex; node: Node; stored: Constant; transposed: boolean } | undefined {
+  let index = from;
   let transposed = false;
   let value: string | undefined = name;
   for (let depth = 0; depth < MAX_DEPTH && value !== undefined; depth++) {
+    index = index.home(value);
     const node = index.producers.get(value);
     const input: string | undefined = node?.inputs[0];
     if (!node || input === undefined) return undefined;
     if (node.is('DequantizeLinear')) {
       const stored = findConstant(index, input);
-      return stored && { node, stored, transposed };
+      return stored && { index, node, stored, transposed };
     }
     if (node.is('Transpose')) {
       const perm = node.integers('perm') ?? [1, 0];
@@ -56,15 +58,15 @@ function dequantizeBehind(
  * @param swapped the node multiplies by the value's transpose, which is [K, N] (Gemm's transB).
  */
 export function dequantizedWeight(
-  index: GraphIndex,
+  from: GraphIndex,
   reader: Node,
   position: number,
   swapped: boolean,
 ): Match<IntegerWeight> | undefined {
   const name = reader.inputs[position] ?? '';
-  const found = dequantizeBehind(index, name);
+  const found = dequantizeBehind(from, name);
   if (!found) return undefined;
-  const { node, stored, transposed } = found;
+  const { index, node, stored, transposed } = found;
   const { dims, type } = stored.tensor;
   if (type !== DataType.int8 && type !== DataType.uint8)
     return fail(`the weight '${name}' is made of ${dataTypeName(type)}, expected int8 or uint8`, node);

@@ -1,4 +1,7 @@
-/** The edits of one graph: what fused nodes replace goes, with all that nothing reads any more. */
+/**
+ * The edits of one graph: what fused nodes replace goes, with all that nothing reads any more, in it or in a graph that it
+ * holds.
+ */
 import { encodeAttribute, encodeNode, type Node } from '../onnx/node.js';
 import { DataType, encodeTensor } from '../onnx/tensor.js';
 import { MessageWriter, readFields, text } from '../onnx/wire.js';
@@ -9,54 +12,78 @@ import type { GraphIndex } from './graph_index.js';
 import type { Names } from './names.js';
 import type { Norm } from './norms/norm.js';
 import { countOps, type OpCounts } from './op_counts.js';
+import type { Scope } from './scopes.js';
 import { nodesOf, type Site } from './site.js';
 
 /** What passes a norm's output on, and goes where nobody reads what it makes. */
-const PASSING = new Set(['Identity', 'Dropout', 'DynamicQuantizeLinear']);
+const PASSING = new Set(['Identity', 'Dropout', 'DynamicQuantizeLinear', 'Cast', 'CastLike']);
 
 export class GraphEdits {
   private readonly removed = new Set<Node>();
   private readonly added: { domain: string; opType: string }[] = [];
   /** Names that new nodes read. */
   private readonly newReads = new Set<string>();
-  /** Nodes that stay and read another value in place of one: by node, the new name of each old one. */
+  /** Nodes that stay and read another value in place of one, or give theirs another name: by node, new names by old ones. */
   private readonly redirected = new Map<Node, Map<string, string>>();
+  private readonly index: GraphIndex;
+  /** Edits of the graphs that nodes of this one hold, in the order of `Node.bodies`. */
+  private readonly held = new Map<Node, GraphEdits[]>();
 
+  /** @param parent the edits of the graph around this one, which have to be there first. */
   constructor(
-    private readonly index: GraphIndex,
+    private readonly scope: Scope,
     private readonly names: Names,
-  ) {}
+    parent?: GraphEdits,
+  ) {
+    this.index = scope.index;
+    const { holder } = scope;
+    if (parent && holder) parent.held.set(holder, [...(parent.held.get(holder) ?? []), this]);
+  }
 
   /** Takes out what a site's node replaces; from now on its inputs are read. */
   replace(site: Site, node: BuiltNode): void {
-    const { norm } = site;
-    for (const input of [...node.inputs, ...(norm?.sum?.terms ?? [])]) this.newReads.add(input);
+    const { norm, moved } = site;
+    for (const input of [...node.inputs, ...(norm?.sum?.terms ?? [])])
+      if (input !== moved) this.newReads.add(input); // `keepNorm` says under which name that one is read
     for (const member of nodesOf(site)) this.drop(member);
     if (!norm) return;
-    // A norm keeps its input's shape: who asks for the shape of its output can ask the input, and the output need not exist.
-    // What moves its rows moves the input's; of a sum, the whole.
-    for (const reader of this.index.readers(norm.output)) {
-      if (reader.is('Shape')) this.redirect(reader, norm.output, norm.input);
-      else if (site.moved !== undefined) this.redirect(reader, norm.output, norm.sum?.output ?? norm.input);
+    const same = new Set([norm.output]);
+    for (const value of same) {
+      for (const reader of this.index.readers(value)) {
+        // A norm keeps its input's shape: who asks for the shape of its output can ask the input, and the output need not
+        // exist.
+        if (reader.is('Shape')) this.redirect(reader, value, norm.input);
+        // What moves its rows moves the input's; of a sum, the whole.
+        else if (moved !== undefined && value === norm.output)
+          this.redirect(reader, value, norm.sum?.output ?? norm.input);
+        if (reader.is('Identity')) same.add(reader.outputs[0] ?? '');
+      }
     }
   }
 
   /** From now on a node reads another value where it read `from`. */
   private redirect(reader: Node, from: string, to: string): void {
     if (this.removed.has(reader)) return;
-    const names = this.redirected.get(reader) ?? new Map<string, string>();
-    this.redirected.set(reader, names.set(from, to));
+    this.nameIn(reader, from, to);
     this.newReads.add(to);
   }
 
-  /** Does anything still read the norm's output? What only passes it on, to nobody, is taken out. */
-  keepNorm({ norm }: Site): boolean {
+  private nameIn(node: Node, from: string, to: string): void {
+    const names = this.redirected.get(node) ?? new Map<string, string>();
+    this.redirected.set(node, names.set(from, to));
+  }
+
+  /**
+   * Does anything still read the norm's output, or that with its rows moved? What only passes it on, to nobody, is taken out.
+   * The names of rows that are moved before the norm, and of what the node reads, are final then.
+   */
+  keepNorm({ norm, moved }: Site, node: BuiltNode): boolean {
     if (!norm) return false;
     const passing = new Set<Node>();
-    const values = [norm.output];
+    const values = [norm.output, ...(moved === undefined ? [] : [moved])];
     for (const value of values) {
       for (const reader of this.index.readers(value)) {
-        if (this.removed.has(reader) || !PASSING.has(reader.opType)) continue;
+        if (this.removed.has(reader) || reader.domain !== '' || !PASSING.has(reader.opType)) continue;
         if (passing.has(reader)) continue;
         passing.add(reader);
         for (const output of reader.outputs) if (output !== '') values.push(output);
@@ -65,12 +92,28 @@ export class GraphEdits {
     // Backwards: one is dead once those behind it are.
     for (const node of [...passing].reverse())
       if (!node.outputs.some((name) => name !== '' && this.isRead(name))) this.drop(node);
-    return this.isRead(norm.output);
+    return moved === undefined ? this.isRead(norm.output) : this.keepMoved(moved, node);
+  }
+
+  /** Others that read what the projections read get it from the node, normalised, under the same name. */
+  private keepMoved(moved: string, node: BuiltNode): boolean {
+    const producer = this.index.producers.get(moved);
+    // They are the same before the norm.
+    const shapes = this.index.readers(moved).filter((reader) => reader.is('Shape'));
+    const kept = producer !== undefined && this.isRead(moved, shapes);
+    if (kept) {
+      const rows = this.names.unique(`${moved}/${OP}`);
+      this.nameIn(producer, moved, rows);
+      for (const reader of shapes) this.redirect(reader, moved, rows);
+      node.inputs[0] = rows;
+    }
+    this.newReads.add(node.inputs[0] ?? '');
+    return kept;
   }
 
   /** Gives an initialiser another name. */
   rename({ tensor, name, readers }: Renamed): void {
-    const { graph } = this.index.model;
+    const { graph } = this.index;
     if (!this.isRead(tensor.name)) return;
     graph.addInitializer(encodeTensor(name, tensor.type, tensor.dims, tensor.bytes()));
     for (const reader of readers) this.redirect(reader, tensor.name, name); // not those that are gone
@@ -79,51 +122,88 @@ export class GraphEdits {
   }
 
   private drop(node: Node): void {
-    this.index.model.graph.removeNode(node);
+    this.index.graph.removeNode(node);
     this.removed.add(node);
   }
 
-  /** Is a value a graph output, or read by a node that stays or is new? */
-  private isRead(name: string): boolean {
+  /** Is a value a graph output, or read by a node that stays or is new, here or in a graph that such a node holds? */
+  private isRead(name: string, except: readonly Node[] = []): boolean {
     return (
       this.newReads.has(name) ||
       this.index.isGraphOutput(name) ||
       this.index
         .readers(name)
-        .some((reader) => !this.removed.has(reader) && !this.redirected.get(reader)?.has(name))
+        .some(
+          (reader) =>
+            !this.removed.has(reader) &&
+            !except.includes(reader) &&
+            ((reader.inputs.includes(name) && !this.redirected.get(reader)?.has(name)) ||
+              this.isReadWithin(reader, name)),
+        ) ||
+      this.newReadsWithin(name)
     );
   }
 
-  /** Puts a built node where the norm ended, or where the first projection stood. `normSlot`: the function has the output `norm`, used or not. */
+  private isReadWithin(holder: Node, name: string): boolean {
+    return (this.held.get(holder) ?? []).some((inner) => !inner.index.defines(name) && inner.isRead(name));
+  }
+
+  /** New nodes of inner graphs may read what none read before. */
+  private newReadsWithin(name: string): boolean {
+    for (const [holder, edits] of this.held)
+      if (!this.removed.has(holder) && edits.some((inner) => inner.readsNewly(name))) return true;
+    return false;
+  }
+
+  private readsNewly(name: string): boolean {
+    return this.newReads.has(name) || this.newReadsWithin(name);
+  }
+
+  /**
+   * Puts a built node where the norm ended, where its rows have been moved, or where the first projection stood.
+   *
+   * @param normSlot the function has the output `norm`, used or not.
+   */
   insert({ norm, projections, moved }: Site, node: BuiltNode, normSlot: boolean, overload: string): void {
-    const { graph } = this.index.model;
+    const { graph } = this.index;
     const start = norm && (this.index.producers.get(norm.output) ?? norm.node);
-    const place = moved === undefined && start ? start : projections[0]?.nodes[0];
+    const place = moved === undefined ? (start ?? projections[0]?.nodes[0]) : this.index.readers(moved)[0];
     if (!place) throw new TypeError('a site without nodes');
-    const { emitNorm } = node.report;
-    for (const parts of node.initializers) graph.addInitializer(parts);
+    const normOutput = norm && node.report.emitNorm ? (moved ?? norm.output) : '';
+    for (const { home, parts } of node.initializers) home.graph.addInitializer(parts);
     const after: Uint8Array[] = [];
-    const results = projections.flatMap((p) => {
-      if (p.pieces) return p.pieces.map((piece) => piece.output);
-      if (!p.flattened) return p.output;
-      // The product had its leading dimensions joined: the op keeps them, so they are joined here.
-      const value = this.names.unique(`${p.output}/${OP}`);
-      const shape = this.names.unique(`${node.name}.shape`);
-      const data = new BigInt64Array([-1n, BigInt(p.n)]);
-      graph.addInitializer(encodeTensor(shape, DataType.int64, [2], new Uint8Array(data.buffer)));
-      const name = this.names.unique(`${node.name}/Reshape`);
-      after.push(encodeNode({ opType: 'Reshape', name, inputs: [value, shape], outputs: [p.output] }));
-      this.added.push({ domain: '', opType: 'Reshape' });
+    /** A node behind the new one that makes `output`; returns the name of what it reads. */
+    const behind = (
+      opType: string,
+      output: string,
+      inputs: string[],
+      attributes: Uint8Array[] = [],
+    ): string => {
+      const value = this.names.unique(`${output}/${OP}`);
+      const name = this.names.unique(`${node.name}/${opType}`);
+      after.unshift(encodeNode({ opType, name, inputs: [value, ...inputs], outputs: [output], attributes }));
+      this.added.push({ domain: '', opType });
       return value;
+    };
+    const results = projections.flatMap(({ pieces, output, n, flattened, narrowed }) => {
+      const outputs = (pieces ?? [{ output }]).map((piece) => {
+        if (narrowed === undefined || piece.output === '') return piece.output;
+        return behind('Cast', piece.output, [], [encodeAttribute('to', { integer: narrowed })]);
+      });
+      if (pieces || !flattened) return outputs;
+      // The product had its leading dimensions joined: the op keeps them, so they are joined here.
+      const shape = this.names.unique(`${node.name}.shape`);
+      const data = new BigInt64Array([-1n, BigInt(n)]);
+      graph.addInitializer(encodeTensor(shape, DataType.int64, [2], new Uint8Array(data.buffer)));
+      return behind('Reshape', outputs[0] ?? '', [shape]);
     });
     const [first = '', ...further] = results;
     const y = first === '' ? this.names.unique(`${node.name}.y`) : first; // the op's first output always has a name
-    const outputs =
-      normSlot || further.length > 0 ? [y, norm && emitNorm ? norm.output : '', ...further] : [y];
+    const outputs = normSlot || further.length > 0 ? [y, normOutput, ...further] : [y];
     // Where the input's rank is not known, the op cannot say its outputs' type: see ops/shape_inference.cc.
     for (const output of outputs) if (output !== '') graph.addType(output, node.variant.type);
     const message = encodeBuilt(node, outputs, overload);
-    if (norm && emitNorm) this.newReads.add(norm.output);
+    if (normOutput !== '') this.newReads.add(normOutput);
     if (norm?.sum)
       for (const bytes of this.sumOf(norm.sum, node, moved !== undefined))
         graph.insertNode(start ?? place, bytes);
@@ -156,15 +236,22 @@ export class GraphEdits {
     return messages;
   }
 
-  /** Removes what only the replaced nodes needed: nodes without readers, their initialisers, value infos of vanished names. */
-  clean(): void {
-    const { graph } = this.index.model;
-    const queue = [...new Set([...this.removed].flatMap((node) => node.inputs))];
-    while (queue.length > 0) {
-      const name = queue.pop() ?? '';
+  /**
+   * Removes what only the replaced nodes needed: nodes without readers, their initialisers, value infos of vanished names. In
+   * inner graphs first: what they no longer read may go in this one.
+   *
+   * @returns names of outer values that nodes removed here read.
+   */
+  clean(): string[] {
+    const { graph } = this.index;
+    const queue = [...this.held.values()].flat().flatMap((inner) => inner.clean());
+    queue.push(...[...this.removed].flatMap((node) => node.inputs));
+    const freed = new Set<string>();
+    for (let name = queue.pop(); name !== undefined; name = queue.pop()) {
       if (name === '' || this.isRead(name)) continue;
+      if (!this.index.defines(name)) freed.add(name);
       const producer = this.index.producers.get(name);
-      if (producer && !this.removed.has(producer) && !this.redirected.has(producer)) {
+      if (producer && !this.removed.has(producer)) {
         if (producer.outputs.some((output) => output !== '' && this.isRead(output))) continue;
         this.drop(producer);
         for (const input of producer.inputs) queue.push(input);
@@ -176,24 +263,47 @@ export class GraphEdits {
     for (const node of this.removed) {
       for (const name of node.outputs) if (!this.isRead(name)) graph.removeValueInfo(name);
     }
+    return [...freed];
   }
 
-  /** Writes the nodes that read other values now. */
-  writeRedirected(): void {
-    const { graph } = this.index.model;
-    for (const [node, names] of this.redirected) {
-      const writer = new MessageWriter();
-      for (const field of readFields(node.message, node.label)) {
-        const name = field.number === 1 ? names.get(text(field)) : undefined;
-        if (name === undefined) writer.copy(field.span);
-        else writer.string(1, name);
-      }
-      graph.insertNode(node, writer.finish());
-      graph.removeNode(node);
+  /**
+   * Writes the nodes that read other values now, puts the edits of inner graphs into the nodes that hold them, and imports
+   * the op where a function has opsets of its own.
+   */
+  finish(): void {
+    const { graph } = this.index;
+    for (const [reader, names] of this.redirected) {
+      if (this.removed.has(reader)) continue;
+      graph.insertNode(reader, renamed(reader, names));
+      graph.removeNode(reader);
     }
+    for (const [holder, edits] of this.held) {
+      if (this.removed.has(holder)) continue;
+      for (const inner of edits) inner.finish();
+      if (!edits.some(({ index }) => index.graph.changed)) continue;
+      const graphs = edits.map(({ index }) => (index.graph.changed ? index.graph.encode() : undefined));
+      graph.insertNode(holder, holder.withGraphs(graphs));
+      graph.removeNode(holder);
+    }
+    if (this.scope.body && graph.changed) this.scope.body.addOpset(DOMAIN, 1);
   }
 
   countOps(before: OpCounts): OpCounts {
-    return countOps(this.added, countOps(this.removed, before, -1));
+    const constants = Array.from({ length: this.index.graph.addedConstants }, () => ({
+      domain: '',
+      opType: 'Constant',
+    }));
+    return countOps(constants, countOps(this.added, countOps(this.removed, before, -1)));
   }
+}
+
+/** A node's message with other names for some of its inputs and outputs. */
+function renamed(node: Node, names: ReadonlyMap<string, string>): Uint8Array {
+  const writer = new MessageWriter();
+  for (const field of readFields(node.message, node.label)) {
+    const name = field.number === 1 || field.number === 2 ? names.get(text(field)) : undefined;
+    if (name === undefined) writer.copy(field.span);
+    else writer.string(1, name);
+  }
+  return writer.finish();
 }

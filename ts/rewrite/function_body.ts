@@ -29,6 +29,8 @@ export interface Variant {
   scales?: ScaleLayout;
   /** An int8 weight has zero points. */
   zeroPoint?: boolean;
+  /** Rows are rounded to int8 before the product. */
+  activationQuant?: boolean;
 }
 
 /**
@@ -49,19 +51,29 @@ export interface FunctionPlan {
 
 /** The oldest opset that bodies are written in: the first whose binary operators broadcast as NumPy's. */
 export const OLDEST_OPSET = 7;
+/** The first opset with Round. */
+export const ROUND_OPSET = 11;
 /** The first opset whose Cast knows bfloat16. */
 export const BFLOAT16_OPSET = 13;
 
 const FLOAT_IN = { integer: DataType.float } as const;
 const LAST_AXIS = [-1] as const;
 
-/** @param opset the model's. Bodies are written in it: an inlined body is read by the model's opset, whatever it imports. */
-export function planFunctions(variants: readonly Variant[], opset: number): FunctionPlan {
-  const keys = variants.map((variant) => JSON.stringify(variant, Object.keys(variant).sort()));
+/** The same for nodes that can share a body, and only for them. */
+export const variantKey = (variant: Omit<Variant, 'norm'>): string =>
+  JSON.stringify(variant, Object.keys(variant).sort());
+
+/**
+ * @param opset the model's. Bodies are written in it: an inlined body is read by the model's opset, whatever it imports.
+ * @param unnamed a variant whose overload is to be the empty one, because it is called by another function: ONNX Runtime
+ *   does not find others there.
+ */
+export function planFunctions(variants: readonly Variant[], opset: number, unnamed?: Variant): FunctionPlan {
+  const keys = variants.map(variantKey);
   const distinct = [...new Set(keys)];
   const several = distinct.length > 1;
   const functions = distinct.map((key, i) => {
-    const overload = several ? `v${i + 1}` : '';
+    const overload = several && !(unnamed && key === variantKey(unnamed)) ? `v${i + 1}` : '';
     return { overload, message: encodeFunction(JSON.parse(key) as Variant, overload, opset) };
   });
   return {
@@ -97,7 +109,8 @@ function encodeFunction(variant: Variant, overload: string, opset: number): Uint
     weight = dequantise(variant, weight, asFloat, add, opset);
   }
   const product = variant.bias ? 'product' : 'sum';
-  add('MatMul', [normalised, weight], [product]);
+  const rows = variant.activationQuant ? roundRows(normalised, add, opset) : normalised;
+  add('MatMul', [rows, weight], [product]);
   if (variant.bias) add('Add', [product, asFloat('bias', low)], ['sum']);
   const back = (name: string, output: string): void => {
     if (low) add('Cast', [name], [output], [encodeAttribute('to', { integer: variant.type })]);
@@ -258,16 +271,37 @@ function normalise(
   return 'normalised';
 }
 
-/** ReduceMean takes its axes as an attribute up to opset 17 and as an input from 18 on. */
-function addMean(input: string, output: string, add: AddNode, opset: number): void {
+/** Rows rounded to int8, with the scale max |x| / 127, and back; a row of zeros stays one. Returns the result's name. */
+function roundRows(rows: string, add: AddNode, opset: number): string {
+  const number = (name: string, value: number): string => {
+    const bytes = new Uint8Array(Float32Array.of(value).buffer);
+    add('Constant', [], [name], [encodeTensorAttribute('value', DataType.float, [], bytes)]);
+    return name;
+  };
+  add('Abs', [rows], ['magnitudes']);
+  reduce('ReduceMax', 'magnitudes', 'peak', add, opset);
+  add('Div', ['peak', number('levels', 127)], ['row_step']);
+  // The smallest normal number: what lies below is rounded to it, and 0 / 0 does not come up.
+  add('Max', ['row_step', number('smallest_step', 2 ** -126)], ['step']);
+  add('Div', [rows, 'step'], ['steps']);
+  add('Round', ['steps'], ['whole_steps']);
+  add('Mul', ['whole_steps', 'step'], ['rounded_rows']);
+  return 'rounded_rows';
+}
+
+/** ReduceMean, and ReduceMax likewise, takes its axes as an attribute up to opset 17 and as an input from 18 on. */
+function reduce(opType: string, input: string, output: string, add: AddNode, opset: number): void {
   const keepdims = encodeAttribute('keepdims', { integer: 1 });
   if (opset < 18) {
-    add('ReduceMean', [input], [output], [encodeAttribute('axes', { integers: LAST_AXIS }), keepdims]);
+    add(opType, [input], [output], [encodeAttribute('axes', { integers: LAST_AXIS }), keepdims]);
     return;
   }
   add('Constant', [], [`${output}_axes`], [encodeAttribute('value_ints', { integers: LAST_AXIS })]);
-  add('ReduceMean', [input, `${output}_axes`], [output], [keepdims]);
+  add(opType, [input, `${output}_axes`], [output], [keepdims]);
 }
+
+const addMean = (input: string, output: string, add: AddNode, opset: number): void =>
+  reduce('ReduceMean', input, output, add, opset);
 
 /** A float32 vector as an initialiser. */
 export function encodeVector(name: string, values: Float32Array): Uint8Array {

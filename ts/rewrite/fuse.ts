@@ -1,5 +1,6 @@
 /** The rewrite: each site becomes one com.deepspeed.QKVGemm node, with a function body beside it. */
 import { QkvGemmError } from '../errors.js';
+import type { Graph } from '../onnx/graph.js';
 import { Model } from '../onnx/model.js';
 import type { Node } from '../onnx/node.js';
 import { elementSize, InlineStore, type DataSource, type TensorStore } from '../onnx/tensor.js';
@@ -8,17 +9,18 @@ import { checkOptions } from '../options.js';
 import { isOlder } from '../session/addon.js';
 import { checkGraph } from './check_graph.js';
 import { GraphEdits } from './edits.js';
-import { DOMAIN, OP, planFunctions } from './function_body.js';
+import { DOMAIN, OP, planFunctions, variantKey } from './function_body.js';
 import { buildNode, type BuiltNode } from './fused_node.js';
 import { generatedNames } from './generated_names.js';
-import { GraphIndex } from './graph_index.js';
 import { Names } from './names.js';
 import { countOps, opName } from './op_counts.js';
 import { targetsOf, type FuseOptions } from './options.js';
-import type { FuseReport } from './report.js';
-import type { Site } from './site.js';
+import type { FuseReport, Refusal } from './report.js';
+import { scopesOf, type Scope } from './scopes.js';
+import { refusal, type Site } from './site.js';
 import { findSites } from './sites.js';
 import { SHORTEST_BLOCK } from './weights/quantization.js';
+import { SharedWeights } from './weights/shared.js';
 
 export interface FusedModel {
   /** The model's bytes, in parts that refer to the input where nothing changed. */
@@ -26,6 +28,8 @@ export interface FusedModel {
   report: FuseReport;
 }
 
+/** Keys of FuseOptions. */
+export const FUSE_OPTIONS = ['dtype', 'int8Block', 'activationQuant', 'fallback', 'targets', 'skip'] as const;
 const DTYPES = ['keep', 'fp16', 'bf16', 'int8'] as const;
 /**
  * Rewrites a model given as bytes.
@@ -58,7 +62,7 @@ export function* fuseSteps(
   source?: DataSource,
   store: TensorStore = new InlineStore(),
 ): Generator<FuseProgress, FusedModel> {
-  checkOptions('fuse', options, ['dtype', 'int8Block', 'fallback', 'targets', 'skip']);
+  checkOptions('fuse', options, FUSE_OPTIONS);
   const targets = targetsOf(options);
   const dtype = options.dtype ?? 'keep';
   if (!DTYPES.includes(dtype)) {
@@ -81,11 +85,16 @@ export function* fuseSteps(
     );
   }
   const fallback = options.fallback !== false;
+  const activationQuant = options.activationQuant === true;
   const model = new Model(bytes);
-  const index = new GraphIndex(model, source);
+  const scopes = scopesOf(model, source);
   checkGraph(model.graph);
-  const opsBefore = countOps(model.graph.nodes);
-  const { sites, refused } = findSites(index, targets, skipped(model, options.skip ?? []));
+  const graphs = scopes.map(({ index }) => index.graph);
+  const opsBefore = countOps(graphs.flatMap((graph) => graph.nodes));
+  const keep = skipped(graphs, options.skip ?? []);
+  const found = scopes.map((scope) => ({ scope, ...findSites(scope.index, targets, keep) }));
+  const refused = found.flatMap((part) => part.refused);
+  const sites = found.flatMap(({ scope, sites: some }) => some.map((site) => ({ scope, site })));
   const held = model.functions.includes(`${DOMAIN}:${OP}`)
     ? 'function'
     : opsBefore[opName(DOMAIN, OP)]
@@ -98,34 +107,61 @@ export function* fuseSteps(
       `The model already holds the ${held} ${DOMAIN}:${OP}: it has been rewritten before. Rewrite the original instead.`,
     );
   }
-  const names = new Names(model.graph);
-  const edits = new GraphEdits(index, names);
-  const built: { site: Site; node: BuiltNode }[] = [];
-  const total = sites.reduce((sum, site) => sum + weightBytes(site), 0);
+  const names = new Names([...graphs, ...model.functionBodies]);
+  const building = { names, dtype, int8Block, fallback, source, store, activationQuant };
+  const context = { ...building, inline: new InlineStore(), shared: new SharedWeights() };
+  let built: Built[] = [];
+  const total = sites.reduce((sum, { site }) => sum + weightBytes(site), 0);
   let done = 0;
-  for (const site of sites) {
-    const node = buildNode({ index, names, dtype, int8Block, fallback, source, store }, site);
-    if ('reason' in node) refused.push(node);
-    else built.push({ site, node });
+  for (const { scope, site } of sites) {
+    const result = buildNode({ ...context, index: scope.index }, site);
+    if ('reason' in result) refused.push(result);
+    else {
+      built.push({ scope, site: result.site, node: result.node });
+      refused.push(...result.refused);
+    }
     done += weightBytes(site);
     yield { done, total };
   }
-  for (const { site, node } of built) edits.replace(site, node);
-  for (const { site, node } of built) node.report.emitNorm = edits.keepNorm(site);
+  if (fallback) {
+    const nested = oneVariantInFunctions(built);
+    built = built.filter((one) => !nested.others.includes(one));
+    refused.push(...nested.refused);
+  }
+  if (activationQuant && built.length > 0 && !built.some(({ node }) => node.activationQuant)) {
+    throw new QkvGemmError(
+      'INVALID_ARGUMENT',
+      "fuse: activationQuant is for int8 weights, and no fused node has such. Set dtype to 'int8' (--dtype int8), or leave activationQuant (--activation-quant) out.",
+    );
+  }
+  const edits = new Map<Scope, GraphEdits>();
+  for (const scope of scopes)
+    edits.set(scope, new GraphEdits(scope, names, scope.parent && edits.get(scope.parent)));
+  const work = built.flatMap((one) => {
+    const edit = edits.get(one.scope);
+    return edit ? [{ ...one, edit }] : [];
+  });
+  for (const { edit, site, node } of work) edit.replace(site, node);
+  // Inner graphs first: what they no longer read may be read by nobody else.
+  for (const { edit, site, node } of [...work].reverse()) node.report.emitNorm = edit.keepNorm(site, node);
   // One signature for all nodes where that is possible: the output `norm` is there for all or for none.
   const norm = built.some(({ node }) => node.report.emitNorm);
+  const called = built.find(({ scope }) => scope.index.inFunction)?.node.variant;
   const plan = planFunctions(
     built.map(({ node }) => ({ ...node.variant, norm })),
     model.opset,
+    called && { ...called, norm },
   );
-  built.forEach(({ site, node }, i) =>
-    edits.insert(site, node, norm, fallback ? (plan.overloads[i] ?? '') : ''),
+  work.forEach(({ edit, site, node }, i) =>
+    edit.insert(site, node, norm, fallback ? (plan.overloads[i] ?? '') : ''),
   );
   const fused = built.map(({ node }) => node.report);
   if (fused.length > 0) {
-    edits.clean();
-    for (const renamed of generatedNames(index, names)) edits.rename(renamed);
-    edits.writeRedirected();
+    const outermost = scopes.filter(({ parent }) => !parent);
+    for (const scope of outermost) edits.get(scope)?.clean();
+    for (const [scope, edit] of edits)
+      for (const renamed of generatedNames(scope, names)) edit.rename(renamed);
+    for (const scope of outermost) edits.get(scope)?.finish();
     model.addOpset(DOMAIN, 1);
     if (fallback) {
       for (const { message } of plan.functions) model.addFunction(message);
@@ -134,13 +170,14 @@ export function* fuseSteps(
     raiseIrVersion(model, fallback ? plan.irVersion : 4);
   }
   const parts = model.encode();
+  const byPosition = (a: { position: number }, b: { position: number }): number => a.position - b.position;
   return {
     parts,
     report: {
-      fused,
-      refused,
+      fused: fused.sort(byPosition),
+      refused: refused.sort(byPosition),
       opsBefore,
-      opsAfter: edits.countOps(opsBefore),
+      opsAfter: [...edits.values()].reduce((counts, edit) => edit.countOps(counts), opsBefore),
       bytesBefore: bytes.length,
       bytesAfter: parts.reduce((sum, part) => sum + part.length, 0),
       requires: {
@@ -158,11 +195,42 @@ export function* fuseSteps(
   };
 }
 
+interface Built {
+  scope: Scope;
+  site: Site;
+  node: BuiltNode;
+}
+
+/**
+ * ONNX Runtime (1.29) does not look for overloads where one function calls another, so that the nodes in functions must all
+ * have one body, which then has no overload: the one that most of them have.
+ */
+function oneVariantInFunctions(built: readonly Built[]): { others: readonly Built[]; refused: Refusal[] } {
+  const variants = new Map<string, Built[]>();
+  for (const one of built) {
+    if (!one.scope.index.inFunction) continue;
+    const key = variantKey(one.node.variant);
+    variants.set(key, [...(variants.get(key) ?? []), one]);
+  }
+  const [, ...rest] = [...variants.values()].sort((a, b) => b.length - a.length);
+  const others = rest.flat();
+  const refused = others.flatMap(({ scope, site }) => {
+    const head = site.norm?.node ?? site.projections[0]?.node;
+    const rule = site.norm?.rule ?? site.projections[0]?.rule ?? '';
+    const reason =
+      'it would be a fused node of another kind (norm, bias, outputs, weights) than more others in functions, where ONNX Runtime finds one function body alone; without function bodies (--no-fallback) all are fused';
+    return head ? [refusal(scope.index, head, rule, { ok: false, reason })] : [];
+  });
+  return { others, refused };
+}
+
 /** Nodes by name. A name that no node has is a mistake: what was to be kept would be fused. */
-function skipped(model: Model, names: readonly string[]): Set<Node> {
+function skipped(graphs: readonly Graph[], names: readonly string[]): Set<Node> {
   const found = new Set<Node>();
+  if (names.length === 0) return found;
+  const all = graphs.flatMap((graph) => graph.nodes);
   for (const name of names) {
-    const nodes = model.graph.nodes.filter((node) => node.name === name);
+    const nodes = all.filter((node) => node.name === name);
     if (name === '' || nodes.length === 0) {
       throw new QkvGemmError(
         'INVALID_ARGUMENT',

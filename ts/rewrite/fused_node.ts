@@ -1,16 +1,25 @@
 /** A site as one com.deepspeed.QKVGemm node: its inputs, new initialisers and attributes. */
-import { encodeAttribute, encodeNode } from '../onnx/node.js';
+import { encodeAttribute, encodeNode, type Node } from '../onnx/node.js';
 import { DataType, type DataSource, type TensorStore } from '../onnx/tensor.js';
-import { BFLOAT16_OPSET, DOMAIN, encodeVector, OP, type Variant } from './function_body.js';
+import { BFLOAT16_OPSET, DOMAIN, encodeVector, OP, ROUND_OPSET, type Variant } from './function_body.js';
 import type { Constant } from './constants.js';
 import type { GraphIndex } from './graph_index.js';
-import { fail } from './match.js';
+import { fail, type Failure, type Match } from './match.js';
 import type { Names } from './names.js';
 import type { FuseOptions } from './options.js';
 import type { FusedSite, Refusal, WeightType } from './report.js';
+import type { Projection } from './projections/projection.js';
 import { nodesOf, refusal, type Site } from './site.js';
 import { carryQuantized } from './weights/carry.js';
-import { assembleWeights, joinBiases, storedName, vectorOperand } from './weights/assemble.js';
+import {
+  assembleWeights,
+  joinBiases,
+  storedName,
+  vectorOperand,
+  type Weights,
+  type WeightsFailure,
+} from './weights/assemble.js';
+import type { SharedWeights } from './weights/shared.js';
 
 const WEIGHT_TYPES: Record<number, WeightType> = {
   [DataType.float]: 'float32',
@@ -24,9 +33,11 @@ export interface BuiltNode {
   name: string;
   inputs: string[];
   transposed: boolean;
+  activationQuant: boolean;
   variant: Omit<Variant, 'norm'>;
   report: FusedSite;
-  initializers: Uint8Array[][];
+  /** TensorProto bytes, in parts, and the graph that they go into. */
+  initializers: { home: GraphIndex; parts: Uint8Array[] }[];
 }
 
 /** What building a node needs to know of the model around it. */
@@ -38,29 +49,114 @@ export interface BuildContext {
   /** A function body goes with the node. */
   fallback: boolean;
   source: DataSource | undefined;
-  /** Takes the new weights. */
+  /** Takes the new weights, those of functions aside. */
   store: TensorStore;
+  /** Takes those: their constants are attributes, which runtimes do not look for in other files. */
+  inline: TensorStore;
+  /** Weights of other nodes. */
+  shared: SharedWeights;
+  /** Nodes with int8 weights round their rows to int8 as well. */
+  activationQuant: boolean;
 }
 
-export function buildNode(context: BuildContext, site: Site): BuiltNode | Refusal {
-  const { index, names, dtype, int8Block, fallback, source, store } = context;
-  const { norm, projections, type } = site;
-  const head = norm?.node ?? projections[0]?.node;
-  const rule = norm?.rule ?? projections[0]?.rule ?? '';
+/**
+ * The graph that what is made of constants goes into: where the innermost of them lies, so that all graphs that read the same
+ * constants can read it, too.
+ */
+function homeOf(index: GraphIndex, names: readonly string[]): GraphIndex {
+  const homes = new Set(names.map((name) => index.home(name)));
+  let home = index;
+  while (homes.size > 0 && !homes.has(home) && home.parent) home = home.parent;
+  return home;
+}
+
+/**
+ * @returns the node, and the refusals of projections whose weights kept the others from becoming one; or the refusal of all.
+ */
+export function buildNode(
+  context: BuildContext,
+  whole: Site,
+): { node: BuiltNode; site: Site; refused: Refusal[] } | Refusal {
+  const { index, names } = context;
+  const head = whole.norm?.node ?? whole.projections[0]?.node;
+  const rule = whole.norm?.rule ?? whole.projections[0]?.rule ?? '';
   if (!head) throw new TypeError('a site without nodes');
-  const name = names.unique(`${head.name || (norm?.output ?? projections[0]?.output)}/${OP}`);
-  const initializers: Uint8Array[][] = [];
-  const add = (parts: Uint8Array[]): void => void initializers.push(parts);
+  const name = names.unique(`${head.name || (whole.norm?.output ?? whole.projections[0]?.output)}/${OP}`);
+  const refused: Refusal[] = [];
+  for (let site = whole; ;) {
+    const node = build(context, site, name, head);
+    if (!('reason' in node)) return { node, site, refused };
+    const smaller = 'culprit' in node ? without(site, node.culprit) : undefined;
+    if (!smaller || !('culprit' in node)) return refusal(index, head, rule, node);
+    const { culprit } = node;
+    refused.push(refusal(index, culprit.node, culprit.rule, { ...node, at: culprit.node }));
+    site = smaller;
+  }
+}
+
+/** A site without one of its projections, if any is left for what it is for. */
+function without(site: Site, culprit: Projection): Site | undefined {
+  const projections = site.projections.filter(({ node }) => node !== culprit.node);
+  const attention = new Set([...site.attention].filter((node) => node !== culprit.node));
+  const lost = site.attention.size > 0 && attention.size === 0;
+  if (projections.length === 0 || projections.length === site.projections.length || lost) return undefined;
+  const targets = site.targets.filter(
+    (target) => target !== 'mlp' || projections.some(({ node }) => !attention.has(node)),
+  );
+  return { ...site, projections, attention, targets };
+}
+
+function weightsOf(
+  context: BuildContext,
+  { projections }: Site,
+  name: string,
+): Match<Weights> | WeightsFailure {
+  const { index, names, dtype, int8Block, source, shared } = context;
+  const known = shared.find(index, projections);
+  if (known) return { ok: true, value: known };
+  const home = homeOf(
+    index,
+    projections.map(({ weight }) => weight.name),
+  );
+  const store = home.inFunction ? context.inline : context.store;
   const weights = projections.some((p) => p.quantization)
     ? carryQuantized(index, projections, name, names.unique, source, store)
     : assembleWeights(index, projections, { dtype, int8Block }, name, names.unique, source, store);
-  if (!weights.ok) return refusal(head, rule, weights);
+  if (weights.ok && weights.value.initializers.length > 0)
+    shared.add(index, home, projections, weights.value);
+  return weights;
+}
+
+function build(
+  context: BuildContext,
+  site: Site,
+  name: string,
+  head: Node,
+): BuiltNode | Failure | WeightsFailure {
+  const { index, names, fallback, source } = context;
+  const { norm, projections, type } = site;
+  const initializers: BuiltNode['initializers'] = [];
+  const adding =
+    (home: GraphIndex) =>
+    (parts: Uint8Array[]): void =>
+      void initializers.push({ home, parts });
+  const weights = weightsOf(context, site, name);
+  if (!weights.ok) return weights;
   const { opset } = index.model;
   if (fallback && opset < BFLOAT16_OPSET && weights.value.type === DataType.bfloat16) {
     const reason = `the model is in opset ${opset}, in which the function body cannot read bfloat16; ${BFLOAT16_OPSET} can`;
-    return refusal(head, rule, fail(reason));
+    return fail(reason);
   }
-  initializers.push(...weights.value.initializers);
+  const activationQuant = context.activationQuant && weights.value.type === DataType.int8;
+  if (fallback && activationQuant && opset < ROUND_OPSET)
+    return fail(
+      `the model is in opset ${opset}, in which the function body cannot round activations; ${ROUND_OPSET} can`,
+    );
+  const home = homeOf(
+    index,
+    projections.map(({ weight }) => weight.name),
+  );
+  weights.value.initializers.forEach(adding(home));
   const k = projections[0]?.k ?? 0;
   const n = projections.reduce((sum, p) => sum + p.n, 0);
   const vector = (constant: Constant | undefined, what: string, fill: number): string =>
@@ -70,7 +166,7 @@ export function buildNode(context: BuildContext, site: Site): BuiltNode | Refusa
       { length: k, fill },
       type,
       () => names.unique(`${name}.${what}`),
-      add,
+      adding(homeOf(index, constant ? [constant.name] : [])),
       source,
     );
   // A sum that no value of the graph holds gets a name; the edits put the Adds there.
@@ -82,6 +178,8 @@ export function buildNode(context: BuildContext, site: Site): BuiltNode | Refusa
     norm ? vector(norm.gamma, 'gamma', 1) : '',
     norm?.normType === 'layer_norm' ? vector(norm.beta, 'beta', 0) : '',
   ];
+  const biases = projections.flatMap((p) => (p.bias ? [p.bias.name] : []));
+  const add = adding(homeOf(index, biases));
   let bias = biasOperand(context, site, name, add);
   if (bias === undefined && weights.value.scale !== undefined) {
     // No gap before the scale: see GAPS_NEED.
@@ -96,6 +194,7 @@ export function buildNode(context: BuildContext, site: Site): BuiltNode | Refusa
     name,
     inputs,
     transposed: weights.value.transposed,
+    activationQuant,
     initializers,
     variant: {
       normType: norm?.normType ?? 'none',
@@ -106,9 +205,11 @@ export function buildNode(context: BuildContext, site: Site): BuiltNode | Refusa
       bias: bias !== undefined,
       ...(scaleBlock === undefined || scaleBlock === k ? {} : { scales: 'blocks' }),
       ...(zeroPoint === undefined ? {} : { zeroPoint: true }),
+      ...(activationQuant ? { activationQuant } : {}),
     },
     report: {
       node: name,
+      ...(index.scope === undefined ? {} : { scope: index.scope }),
       ...(norm ? { norm: norm.node.label } : {}),
       targets: site.targets,
       rules: {
@@ -123,8 +224,10 @@ export function buildNode(context: BuildContext, site: Site): BuiltNode | Refusa
       splits,
       emitNorm: false,
       weightType: WEIGHT_TYPES[weights.value.type] ?? 'float32',
+      ...(activationQuant ? { activationQuant: true as const } : {}),
       ...(scaleBlock === undefined || scaleBlock === k ? {} : { scaleBlock }),
       ...(weights.value.sqnrDb === undefined ? {} : { weightSqnrDb: weights.value.sqnrDb }),
+      position: index.ordinals.get(head) ?? -1,
     },
   };
 }
@@ -164,7 +267,7 @@ export function encodeBuilt(node: BuiltNode, outputs: readonly string[], overloa
       encodeAttribute('transposed', { integer: node.transposed ? 1 : 0 }),
       encodeAttribute('splits', { integers: node.report.splits }),
       encodeAttribute('emit_norm', { integer: node.report.emitNorm ? 1 : 0 }),
-      encodeAttribute('activation_quant', { integer: 0 }),
+      encodeAttribute('activation_quant', { integer: node.activationQuant ? 1 : 0 }),
     ],
   });
 }

@@ -10,8 +10,8 @@
 import type { Node } from '../onnx/node.js';
 import { DataType, type Tensor } from '../onnx/tensor.js';
 import { OP } from './function_body.js';
-import type { GraphIndex } from './graph_index.js';
 import type { Names } from './names.js';
+import type { Scope } from './scopes.js';
 
 const GENERATED = /^gemm_(in|out)put_shape(_token_\d+)?$/;
 
@@ -21,15 +21,26 @@ export interface Renamed {
   readers: readonly Node[];
 }
 
-/** Initialisers of such names that nodes of the graph alone read, and the names that they get. */
-export function generatedNames(index: GraphIndex, names: Names): Renamed[] {
+/** Initialisers of such names that nodes of the graph itself read, and no graph inside of it, and the names that they get. */
+export function generatedNames({ index, children }: Scope, names: Names): Renamed[] {
   const renamed: Renamed[] = [];
-  for (const [name, tensor] of index.model.graph.initializers) {
+  for (const [name, tensor] of index.graph.initializers) {
     if (!GENERATED.test(name) || tensor.type !== DataType.int64 || tensor.external) continue;
     if (index.isGraphInput(name) || index.isGraphOutput(name)) continue;
-    const readers = index.readers(name);
+    if (children.some((child) => captures(child, name))) continue;
+    const readers = index.readers(name).filter((node) => node.inputs.includes(name));
     if (readers.some((node) => node.graphs.length > 0)) continue;
     renamed.push({ tensor, name: names.unique(`${name}/${OP}`), readers });
   }
   return renamed;
+}
+
+/** Does a graph, or one inside of it, read a value of that name from around it? */
+function captures({ index, children }: Scope, name: string): boolean {
+  if (index.defines(name)) return false;
+  return (
+    index.isGraphOutput(name) ||
+    index.readers(name).some((node) => node.inputs.includes(name)) ||
+    children.some((child) => captures(child, name))
+  );
 }

@@ -3,7 +3,7 @@ import { QkvGemmError } from '../errors.js';
 import { Graph } from '../onnx/graph.js';
 import type { Model } from '../onnx/model.js';
 import type { Node } from '../onnx/node.js';
-import { DataType, type DataSource } from '../onnx/tensor.js';
+import { DataType, type DataSource, type Tensor } from '../onnx/tensor.js';
 import { MAX_NESTING } from './check_graph.js';
 
 /** Ops whose first output has the element type of the input at this index; of norms, it is the scale's. */
@@ -31,34 +31,67 @@ const TYPE_OF_FIRST_INPUT = new Set(
 );
 const MAX_TYPE_DEPTH = 2000;
 
+/** Where a graph stands in a model. */
+export interface Place {
+  graph: Graph;
+  /** Version of ONNX's own operators. */
+  opset: number;
+  /** Names the graph in reports: `then_branch of If 'choose'`, `function com.example:Block`; the model's own has none. */
+  scope?: string | undefined;
+  /** The graph around it, whose values can be read here. */
+  parent?: GraphIndex | undefined;
+  /** It is a function's body, or lies in one. */
+  inFunction?: boolean;
+  /** What the calls of a function give for its inputs. */
+  callers?: (input: number) => readonly { index: GraphIndex; value: string }[];
+}
+
 export class GraphIndex {
   readonly producers = new Map<string, Node>();
+  readonly graph: Graph;
+  readonly opset: number;
+  readonly scope: string | undefined;
+  readonly parent: GraphIndex | undefined;
+  readonly inFunction: boolean;
+  /** Where its nodes stand among all of the model. */
+  readonly ordinals = new Map<Node, number>();
   private readonly readersOf = new Map<string, Node[]>();
   private readonly positions = new Map<Node, number>();
   private readonly outputNames: Set<string>;
-  private readonly inputTypes: Map<string, number | undefined>;
-  private readonly inputDims: Map<string, readonly number[] | undefined>;
+  private readonly inputPositions: Map<string, number>;
+  private readonly agreed = new Map<string, readonly number[] | undefined>();
   private readonly types = new Map<string, number | undefined>();
+  private readonly callers: NonNullable<Place['callers']>;
   private constants: Set<string> | undefined;
 
-  /** @param source reads external data of small constants; without it they are an error. */
+  /**
+   * @param source reads external data of small constants; without it they are an error.
+   * @param place a graph of the model; default: the model's own.
+   */
   constructor(
     readonly model: Model,
     readonly source?: DataSource,
+    place: Place = { graph: model.graph, opset: model.opset },
   ) {
-    const { graph } = model;
+    const { graph } = place;
+    this.graph = graph;
+    this.opset = place.opset;
+    this.scope = place.scope;
+    this.parent = place.parent;
+    this.inFunction = place.inFunction ?? false;
+    this.callers = place.callers ?? (() => []);
     this.outputNames = new Set(graph.outputs.map((output) => output.name));
-    this.inputDims = new Map(graph.inputs.map((input) => [input.name, input.dims]));
-    this.inputTypes = new Map(graph.inputs.map((input) => [input.name, input.type]));
+    this.inputPositions = new Map(graph.inputs.map((input, i) => [input.name, i]));
+    const what = place.scope === undefined ? 'a graph input' : `an input of the ${place.scope}`;
     graph.nodes.forEach((node, position) => {
       this.positions.set(node, position);
       for (const output of node.outputs) {
         if (output === '') continue;
         const other = this.producers.get(output);
-        if (other || this.inputTypes.has(output) || graph.initializers.has(output)) {
+        if (other || this.inputPositions.has(output) || graph.initializers.has(output)) {
           throw new QkvGemmError(
             'INVALID_MODEL',
-            `Value '${output}' is produced twice: by ${other ? `node '${other.label}'` : graph.initializers.has(output) ? 'an initialiser' : 'a graph input'} and by node '${node.label}'.`,
+            `Value '${output}' is produced twice: by ${other ? `node '${other.label}'` : graph.initializers.has(output) ? 'an initialiser' : what} and by node '${node.label}'.`,
           );
         }
         this.producers.set(output, node);
@@ -75,6 +108,30 @@ export class GraphIndex {
     });
   }
 
+  /** Is a value one of this graph's own, and not of a graph around it? */
+  defines(name: string): boolean {
+    return (
+      this.producers.has(name) ||
+      this.inputPositions.has(name) ||
+      this.graph.initializers.has(name) ||
+      this.graph.sparseInitializers.has(name)
+    );
+  }
+
+  /** The graph whose value a name means here: this one, or the nearest around it that has the name. */
+  home(name: string): GraphIndex {
+    return this.definerOf(name) ?? this;
+  }
+
+  private definerOf(name: string): GraphIndex | undefined {
+    return this.defines(name) ? this : this.parent?.definerOf(name);
+  }
+
+  /** An initialiser of this graph or of one around it. */
+  initializer(name: string): Tensor | undefined {
+    return this.home(name).graph.initializers.get(name);
+  }
+
   /** Nodes that read a value, each once, in graph order. */
   readers(name: string): readonly Node[] {
     return this.readersOf.get(name) ?? [];
@@ -85,27 +142,31 @@ export class GraphIndex {
   }
 
   isGraphInput(name: string): boolean {
-    return this.inputTypes.has(name);
+    return this.inputPositions.has(name);
   }
 
   /** From IR version 4 on, an initialiser that is also a graph input is only its default: callers may feed another. */
   isOverridable(name: string): boolean {
-    return this.model.irVersion >= 4 && this.isGraphInput(name) && this.model.graph.initializers.has(name);
+    const newer = this.model.irVersion >= 4 || this.parent !== undefined;
+    return newer && this.isGraphInput(name) && this.graph.initializers.has(name);
   }
 
   /** Does a value depend on constants alone, whatever is computed from them? Wider than what `findConstant` can read. */
   isConstant(name: string): boolean {
-    this.constants ??= this.constantValues();
-    return this.constants.has(name);
+    const home = this.home(name);
+    home.constants ??= home.constantValues();
+    return home.constants.has(name);
   }
 
   private constantValues(): Set<string> {
-    const { graph } = this.model;
+    const { graph } = this;
     const constants = new Set(graph.sparseInitializers);
     for (const name of graph.initializers.keys()) if (!this.isOverridable(name)) constants.add(name);
     for (const node of graph.nodes) {
       const inputs = node.inputs.filter((name) => name !== '');
-      if (!inputs.every((name) => constants.has(name))) continue;
+      const known = (name: string): boolean =>
+        constants.has(name) || (!this.defines(name) && this.parent?.isConstant(name) === true);
+      if (!inputs.every(known)) continue;
       // Other nodes without inputs draw random numbers; what has a body may read the graph's values in it.
       if (inputs.length === 0 ? !node.is('Constant') : hasBodyOrChance(node)) continue;
       for (const output of node.outputs) constants.add(output);
@@ -114,10 +175,31 @@ export class GraphIndex {
     return constants;
   }
 
-  /** Shape that the graph states for a value; -1 for a dimension without a size. */
+  /** Shape that the graph states for a value, or a function's calls agree on; -1 for a dimension without a size. */
   dimsOf(name: string): readonly number[] | undefined {
-    const { graph } = this.model;
-    return graph.valueInfos.get(name)?.dims ?? this.inputDims.get(name);
+    const home = this.home(name);
+    if (home !== this) return home.dimsOf(name);
+    const stated = this.graph.valueInfos.get(name)?.dims;
+    const position = this.inputPositions.get(name);
+    if (stated || position === undefined) return stated;
+    return this.graph.inputs[position]?.dims ?? this.agreedDims(name, position);
+  }
+
+  /** What the calls of a function give for one of its inputs. */
+  argumentsFor(name: string): readonly { index: GraphIndex; value: string }[] {
+    const position = this.inputPositions.get(name);
+    return position === undefined ? [] : this.callers(position);
+  }
+
+  /** Dimensions in which all calls of a function agree; -1 where they do not. */
+  private agreedDims(name: string, position: number): readonly number[] | undefined {
+    if (this.agreed.has(name)) return this.agreed.get(name);
+    const [first, ...others] = this.callers(position).map(({ index, value }) => index.dimsOf(value));
+    const dims = others.every((other) => other?.length === first?.length)
+      ? first?.map((dim, axis) => (others.every((other) => other?.[axis] === dim) ? dim : -1))
+      : undefined;
+    this.agreed.set(name, dims);
+    return dims;
   }
 
   position(node: Node): number {
@@ -132,11 +214,13 @@ export class GraphIndex {
 
   /** Element type of a value (DataType), as far as the graph says or the ops on the way imply it. */
   typeOf(name: string, depth = 0): number | undefined {
+    const home = this.home(name);
+    if (home !== this) return home.typeOf(name, depth);
     if (this.types.has(name)) return this.types.get(name);
     if (depth > MAX_TYPE_DEPTH) return undefined;
-    const { graph } = this.model;
+    const { graph } = this;
     let type =
-      graph.initializers.get(name)?.type ?? this.inputTypes.get(name) ?? graph.valueInfos.get(name)?.type;
+      graph.initializers.get(name)?.type ?? this.inputType(name, depth) ?? graph.valueInfos.get(name)?.type;
     const node = this.producers.get(name);
     if (type === undefined && node?.domain === '') {
       const first = TYPE_OF_INPUT[node.opType] ?? (TYPE_OF_FIRST_INPUT.has(node.opType) ? 0 : undefined);
@@ -149,6 +233,18 @@ export class GraphIndex {
       if (TYPE_OF_FIRST_INPUT_MICROSOFT.has(node.opType)) type = this.typeOf(node.inputs[0], depth + 1);
     this.types.set(name, type);
     return type;
+  }
+
+  /** As the graph states it, or as all calls of a function give it. */
+  private inputType(name: string, depth: number): number | undefined {
+    const position = this.inputPositions.get(name);
+    if (position === undefined) return undefined;
+    const stated = this.graph.inputs[position]?.type;
+    if (stated !== undefined) return stated;
+    const [first, ...others] = this.callers(position).map(({ index, value }) =>
+      index.typeOf(value, depth + 1),
+    );
+    return others.every((type) => type === first) ? first : undefined;
   }
 }
 

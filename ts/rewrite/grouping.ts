@@ -26,7 +26,7 @@ const WEIGHTED_OPS = new Set(['MatMulNBits', 'MatMulBnb4', 'Conv', 'ConvInteger'
 const MAX_NODES = 4000;
 
 /** The attention that a value leads to: its products of computed values and attention operators. */
-function attentionBehind(index: GraphIndex, value: string): Set<Node> {
+export function attentionBehind(index: GraphIndex, value: string): Set<Node> {
   const found = new Set<Node>();
   const seen = new Set<Node>();
   const queue = [value];

@@ -19,6 +19,11 @@ export interface FuseOptions {
    * are integers already keep their scales.
    */
   int8Block?: number;
+  /**
+   * Nodes with int8 weights round each normalised row to int8 as well, and multiply in integers where the processor does
+   * (default false). An error where no node has such weights.
+   */
+  activationQuant?: boolean;
   /** Put the function body into the model so that it runs where the library is not loaded (default true). */
   fallback?: boolean;
   /** Which projections are fused (default `['qkv']`). */

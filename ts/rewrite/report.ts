@@ -7,6 +7,8 @@ export type WeightType = 'float32' | 'float16' | 'bfloat16' | 'int8';
 export interface FusedSite {
   /** Name of the new node. */
   node: string;
+  /** The subgraph or function that it is in: `then_branch of If 'choose'`, `function com.example:Block`; absent in the model's graph. */
+  scope?: string;
   /** The norm's node, as `Refusal.node` names it; absent where there is none. */
   norm?: string;
   /** What its projections are for, of the targets that were asked for. */
@@ -23,28 +25,38 @@ export interface FusedSite {
   splits: number[];
   emitNorm: boolean;
   weightType: WeightType;
+  /** Rows are rounded to int8 before the product; absent where they are not. */
+  activationQuant?: true;
   /** Rows of a column that share a scale, where int8 weights have more than one scale a column. */
   scaleBlock?: number;
   /** Signal-to-quantisation-noise ratio of the weights in dB against the original's; absent where nothing was rounded. */
   weightSqnrDb?: number;
+  /** Place of the norm, or of the first product, among all nodes of the model, in graph order. */
+  position: number;
 }
 
-/** A norm, or with the target `linear` a product with constant weights, that stays as it was, and why. */
+/** A norm, a projection of a norm that others are fused of, or with the target `linear` a product, that stays as it was, and why. */
 export interface Refusal {
   /** Its node: name, or op type with the output name. */
   node: string;
   opType: string;
+  /** As `FusedSite.scope`. */
+  scope?: string;
   /** Rule that came nearest. */
   rule: string;
   /** The check that failed, with the values it saw. */
   reason: string;
   /** Node at which it failed, where that is another one. */
   at?: string;
+  /** Place of the node among all nodes of the model, in graph order: that of a subgraph stand behind what holds it. */
+  position: number;
 }
 
 export interface FuseReport {
+  /** Both in graph order. */
   fused: FusedSite[];
   refused: Refusal[];
+  /** Nodes of each operator, those of subgraphs and of functions that are called included. */
   opsBefore: Record<string, number>;
   opsAfter: Record<string, number>;
   bytesBefore: number;

@@ -7,6 +7,7 @@ import type { Norm } from './norms/norm.js';
 import type { Target } from './options.js';
 import type { Projection } from './projections/projection.js';
 import type { Refusal } from './report.js';
+import { rankOf } from './shapes.js';
 
 /** A norm and projections of its result, or projections of one value. */
 export interface Site {
@@ -18,6 +19,8 @@ export interface Site {
   moved?: string | undefined;
   projections: Projection[];
   targets: Target[];
+  /** Those of the projections that lead to attention. */
+  attention: ReadonlySet<Node>;
   /** Element type of the input and of the node's outputs (DataType). */
   type: number;
 }
@@ -27,14 +30,39 @@ export function nodesOf({ norm, projections }: Site): Node[] {
   return [...(norm?.nodes ?? []), ...projections.flatMap((p) => p.nodes)];
 }
 
-export function refusal(node: Node, rule: string, failure: Failure): Refusal {
+export function refusal(index: GraphIndex, node: Node, rule: string, failure: Failure): Refusal {
   const at = failure.at && failure.at !== node ? { at: failure.at.label } : {};
-  return { node: node.label, opType: node.opType, rule, reason: failure.reason, ...at };
+  const { scope } = index;
+  return {
+    node: node.label,
+    opType: node.opType,
+    ...(scope === undefined ? {} : { scope }),
+    rule,
+    reason: failure.reason,
+    ...at,
+    position: index.ordinals.get(node) ?? -1,
+  };
 }
 
-/** Why a model's opset is too old, if it is. */
-export function checkOpset({ model: { opset } }: GraphIndex): Failure | undefined {
-  if (opset >= OLDEST_OPSET) return undefined;
-  const found = opset ? `is in opset ${opset}` : 'names no opset';
-  return { ok: false, reason: `the model ${found}, expected ${OLDEST_OPSET} or newer` };
+/** Why the opset of a model, or of one of its functions, is too old, if it is. */
+export function checkOpset({ opset, scope, model }: GraphIndex): Failure | undefined {
+  for (const [what, version] of [
+    ['the model', model.opset],
+    [`the ${scope ?? 'model'}`, opset],
+  ] as const) {
+    if (version >= OLDEST_OPSET) continue;
+    const found = version ? `is in opset ${version}` : 'names no opset';
+    return { ok: false, reason: `${what} ${found}, expected ${OLDEST_OPSET} or newer` };
+  }
+  return undefined;
+}
+
+/**
+ * In a function, types cannot be stated, and of an input without known rank the op's shape inference says nothing: such a
+ * model would not load with the library.
+ */
+export function checkRank(index: GraphIndex, input: string): Failure | undefined {
+  if (!index.inFunction || rankOf(index, input) !== undefined) return undefined;
+  const reason = `how many dimensions its input '${input}' has is not known; in a function, ONNX Runtime needs to know`;
+  return { ok: false, reason };
 }

@@ -1,9 +1,10 @@
 /** Finds what can be fused, norms with their projections and projections alone, and the reasons for the rest. */
-import { DataType, dataTypeName } from '../onnx/tensor.js';
+import { DataType } from '../onnx/tensor.js';
 import type { Node } from '../onnx/node.js';
+import { chooseCompatible } from './compatible.js';
 import { findConstant } from './constants.js';
 import type { GraphIndex } from './graph_index.js';
-import { groupByAttention } from './grouping.js';
+import { attentionBehind, groupByAttention } from './grouping.js';
 import { findLinear } from './linear.js';
 import type { Failure, Match } from './match.js';
 import type { Norm } from './norms/norm.js';
@@ -16,13 +17,32 @@ import { withSplit } from './projections/split.js';
 import { unflattened } from './projections/unflatten.js';
 import type { Refusal } from './report.js';
 import { movedRows } from './rows.js';
-import { checkOpset, nodesOf, refusal, type Site } from './site.js';
+import { checkOpset, checkRank, nodesOf, refusal, type Site } from './site.js';
+
+const NARROW = new Set<number>([DataType.float16, DataType.bfloat16]);
 
 /** Norms whose result has the type of their scale, which need not be their input's. */
 const RETYPING = new Set(['RMSNormalization', 'SimplifiedLayerNormalization']);
 
 /** ONNX Runtime's operators that hold the weights of Q, K and V. */
 const WHOLE_ATTENTION = ['Attention', 'QAttention', 'PackedAttention', 'DecoderMaskedSelfAttention'];
+
+/** Norms that are one node, and the rules for them. */
+const NORM_RULES: Record<string, string> = {
+  LayerNormalization: 'layer-normalization',
+  RMSNormalization: 'rms-normalization',
+  SimplifiedLayerNormalization: 'simplified-layer-normalization',
+  SkipLayerNormalization: 'skip-layer-normalization',
+  SkipSimplifiedLayerNormalization: 'skip-simplified-layer-normalization',
+};
+
+/** Why a norm in a function is none to any rule: each call chooses its attributes. */
+function callersAttributes(node: Node): [rule: string, failure: Failure] | undefined {
+  const rule = NORM_RULES[node.opType];
+  const [name] = node.references;
+  if (rule === undefined || name === undefined) return undefined;
+  return [rule, { ok: false, reason: `its attribute '${name}' is one of the function's: callers choose it` }];
+}
 
 /** Each is followed to the attention behind it; layers have a dozen, mixtures of experts some hundred. */
 const MAX_PROJECTIONS = 1024;
@@ -38,22 +58,25 @@ export function findSites(
   const taken = new Set<Node>();
   if (targets.has('qkv') || targets.has('mlp')) {
     const explained = new Set<Node>();
-    for (const node of index.model.graph.nodes) {
+    for (const node of index.graph.nodes) {
       for (const rule of normRules) {
         const match = rule.match(index, node);
         if (!match) continue;
         for (const member of match.ok ? match.value.nodes : [node, match.at ?? node]) explained.add(member);
         const found = match.ok ? siteOf(index, match.value, taken, targets, keep) : match;
-        if ('reason' in found) refused.push(refusal(node, rule.name, found));
+        if ('reason' in found) refused.push(refusal(index, node, rule.name, found));
         else {
-          for (const member of nodesOf(found)) taken.add(member);
-          sites.push(found);
+          for (const member of nodesOf(found.site)) taken.add(member);
+          sites.push(found.site);
+          refused.push(...found.refused);
         }
         break;
       }
+      const ofCallers = callersAttributes(node);
+      if (ofCallers) refused.push(refusal(index, node, ...ofCallers));
     }
     for (const { node, rule, failure } of findNearMisses(index, explained))
-      refused.push(refusal(node, rule, failure));
+      refused.push(refusal(index, node, rule, failure));
   }
   if (targets.has('linear')) {
     const linear = findLinear(index, taken, keep);
@@ -69,7 +92,7 @@ function siteOf(
   taken: ReadonlySet<Node>,
   targets: ReadonlySet<Target>,
   keep: ReadonlySet<Node>,
-): Site | Failure {
+): { site: Site; refused: Refusal[] } | Failure {
   const failed = (reason: string, at?: Node): Failure =>
     at ? { ok: false, reason, at } : { ok: false, reason };
   const tooOld = checkOpset(index);
@@ -80,16 +103,17 @@ function siteOf(
   const kept = norm.nodes.find((node) => keep.has(node));
   if (kept) return failed('it is to stay as it is (skip)', kept);
 
-  let { projections, nearest } = projectionsOf(index, norm.output, keep);
+  let { projections, misses } = projectionsOf(index, norm, norm.output, keep);
   const moved = projections.length === 0 ? movedBy(index, norm) : undefined;
-  if (moved?.ok) ({ projections, nearest } = projectionsOf(index, moved.value, keep));
-  else if (moved) return nearest ?? moved;
+  if (moved?.ok) ({ projections, misses } = projectionsOf(index, norm, moved.value, keep));
+  else if (moved) return misses[0]?.failure ?? moved;
   if (projections.length === 0) {
     const readers = index.readers(norm.output);
     const whole = readers.find((reader) =>
       WHOLE_ATTENTION.some((opType) => reader.is(opType, 'com.microsoft')),
     );
     const reason = `its output '${norm.output}' feeds no MatMul or Gemm with constant weights`;
+    const nearest = misses[0]?.failure;
     if (!whole || nearest) return nearest ?? failed(reason, readers[0]);
     return failed(
       `${reason}, but ${whole.opType} '${whole.label}', which multiplies by those of Q, K and V itself`,
@@ -114,73 +138,83 @@ function siteOf(
   const group = (qkv && targets.has('mlp') ? projections : qkv ? largest : others).sort(
     (a, b) => index.position(a.node) - index.position(b.node),
   );
-  const [first] = group;
-  const k = first?.k ?? 0;
-  for (const [what, vector] of [
-    ['scale', norm.gamma],
-    ['shift', norm.beta],
-  ] as const) {
-    if (vector && vector.tensor.count !== k) {
-      return failed(
-        `the ${what} '${vector.name}' has ${vector.tensor.count} elements, the weights have K = ${k}`,
-      );
-    }
-  }
-  const mixed = group.find((p) => p.k !== k);
-  if (mixed) return failed(`weights have K = ${k} and K = ${mixed.k}`, mixed.node);
-  const length = index.dimsOf(norm.input)?.at(-1) ?? -1;
-  if (length >= 0 && length !== k)
-    return failed(`the norm's input '${norm.input}' has ${length} columns, the weights have K = ${k}`);
-  // A Reshape may cut rows in pieces of K; a scale or shift of K elements says that it does not.
-  const cut = length < 0 && !norm.gamma && !norm.beta ? group.find((p) => p.flattened) : undefined;
-  if (cut) return failed(`how long the rows before Reshape are is not known (K = ${k} behind it)`, cut.node);
   const stated = index.typeOf(norm.input);
   if (stated === undefined && norm.nodes.some((node) => RETYPING.has(node.opType)))
     return failed(`the element type of its input '${norm.input}' is not known`);
-  const type = stated ?? first?.weight.type ?? DataType.float;
-  const other = group.find((p) => p.weight.type !== type);
-  if (other) {
-    return failed(
-      `the norm's input is ${dataTypeName(type)}, the weight '${other.weight.name}' ${dataTypeName(other.weight.type)}`,
-      other.node,
-    );
-  }
+  const toAttention = new Set(qkv ? largest : []);
+  const choice = chooseCompatible(index, norm, group, stated, toAttention);
+  if ('reason' in choice) return choice;
   const input = moved?.value ?? norm.input;
-  return {
+  const unranked = checkRank(index, input);
+  if (unranked) return unranked;
+  const attention = new Set(choice.projections.filter((p) => toAttention.has(p)).map((p) => p.node));
+  const refused = choice.others.map(({ projection: { node, rule }, failure }) =>
+    refusal(index, node, rule, failure),
+  );
+  // Said where one with such a weight would have been fused.
+  for (const { reader, rule, failure } of misses) {
+    if (failure.at && keep.has(failure.at)) continue; // asked for
+    const leads = attentionBehind(index, reader.outputs[0] ?? '').size > 0;
+    if (index.isConstant(reader.inputs[1] ?? '') && (leads ? qkv : targets.has('mlp')))
+      refused.push(refusal(index, reader, rule, failure));
+  }
+  // What keeps the shape that the projections have to restore.
+  const shaped = moved ? { input, output: input } : norm;
+  const site: Site = {
     norm,
     input,
     moved: moved?.value,
-    projections: group.map((p) => withSplit(index, unflattened(index, p, input), input)),
-    targets: [...(qkv ? (['qkv'] as const) : []), ...(mlp ? (['mlp'] as const) : [])],
-    type,
+    projections: choice.projections.map((p) => withSplit(index, unflattened(index, p, shaped), input)),
+    targets: [
+      ...(attention.size > 0 ? (['qkv'] as const) : []),
+      ...(attention.size < choice.projections.length ? (['mlp'] as const) : []),
+    ],
+    attention,
+    type: choice.type,
   };
+  return { site, refused };
 }
 
-/** The projections of a value, and what came nearest to one. */
+/** A projection that is none, and why. */
+interface Miss {
+  reader: Node;
+  rule: string;
+  failure: Failure;
+}
+
+/** The projections of a norm's result, or of what moves its rows, and what came near to one. */
 function projectionsOf(
   index: GraphIndex,
+  norm: Norm,
   output: string,
   keep: ReadonlySet<Node>,
-): { projections: Projection[]; nearest: Failure | undefined } {
+): { projections: Projection[]; misses: Miss[] } {
   const projections: Projection[] = [];
-  let nearest: Failure | undefined;
-  for (const value of aliasesOf(index, output)) {
+  const misses: Miss[] = [];
+  for (const [value, narrowed] of aliasesOf(index, norm, output)) {
     for (const reader of index.readers(value)) {
-      const match = projectionAt(index, reader, value);
-      const skipped = match?.ok ? match.value.nodes.find((node) => keep.has(node)) : undefined;
-      if (skipped) nearest ??= { ok: false, reason: 'a projection is to stay as it is (skip)', at: skipped };
-      else if (match?.ok) projections.push(match.value);
-      else nearest ??= match;
+      const found = projectionAt(index, reader, value);
+      if (!found) continue;
+      const { rule, match } = found;
+      const skipped = match.ok ? match.value.nodes.find((node) => keep.has(node)) : undefined;
+      const reason = 'a projection is to stay as it is (skip)';
+      if (skipped) misses.push({ reader, rule, failure: { ok: false, reason, at: skipped } });
+      else if (!match.ok) misses.push({ reader, rule, failure: match });
+      else projections.push(narrowed === undefined ? match.value : { ...match.value, narrowed });
     }
   }
-  return { projections, nearest };
+  return { projections, misses };
 }
 
 /** What the first rule says that knows a reader of a value. */
-function projectionAt(index: GraphIndex, reader: Node, value: string): Match<Projection> | undefined {
+function projectionAt(
+  index: GraphIndex,
+  reader: Node,
+  value: string,
+): { rule: string; match: Match<Projection> } | undefined {
   for (const rule of projectionRules) {
     const match = rule.match(index, reader, value);
-    if (match) return match;
+    if (match) return { rule: rule.name, match };
   }
   return undefined;
 }
@@ -193,21 +227,27 @@ function movedBy(index: GraphIndex, norm: Norm): Match<string> | undefined {
   return movedRows(index, norm, k, (start, value) => {
     const quantized = start.is('DynamicQuantizeLinear') ? (start.outputs[0] ?? '') : undefined;
     const readers = quantized === undefined ? [start] : index.readers(quantized);
-    const matches = readers.map((reader) => projectionAt(index, reader, quantized ?? value));
-    return matches.flatMap((match) => (match?.ok ? [match.value.k] : []))[0];
+    const found = readers.map((reader) => projectionAt(index, reader, quantized ?? value)?.match);
+    return found.flatMap((match) => (match?.ok ? [match.value.k] : []))[0];
   });
 }
 
-/** A value and what Identity, Dropout without a mask, or DynamicQuantizeLinear makes of it. */
-function aliasesOf(index: GraphIndex, value: string): Set<string> {
-  const values = new Set([value]);
-  for (const name of values) {
+/**
+ * What is as good as a value for its readers, a norm's result or that with its rows moved: what Identity, Dropout without a
+ * mask, or DynamicQuantizeLinear makes of it; and of a norm in float32 what Cast makes of it, with the 16-bit type.
+ */
+function aliasesOf(index: GraphIndex, norm: Norm, output: string): Map<string, number | undefined> {
+  const wide = [norm.input, norm.output].every((name) => index.typeOf(name) === DataType.float);
+  const values = new Map<string, number | undefined>([[output, undefined]]);
+  for (const [name, narrowed] of values) {
     for (const reader of index.readers(name)) {
       const output = reader.outputs[0];
       if (reader.inputs[0] !== name || output === undefined || values.has(output)) continue;
       // Integer products read what DynamicQuantizeLinear makes; their rules look at it.
       const passes = reader.is('Identity') || (reader.is('Dropout') && dropsNothing(index, reader));
-      if (passes || reader.is('DynamicQuantizeLinear')) values.add(output);
+      if (passes || reader.is('DynamicQuantizeLinear')) values.set(output, narrowed);
+      const to = index.castTo(reader) ?? 0;
+      if (wide && narrowed === undefined && NARROW.has(to)) values.set(output, to);
     }
   }
   return values;

@@ -12,7 +12,7 @@ export const CUDA_LIBRARY = 'libqkvgemm-cuda.so';
 export type Binary = typeof CPU_LIBRARY | typeof CUDA_LIBRARY | 'qkvgemm_session.node';
 
 /** How a binary comes about that was not found. */
-const HOW_TO_GET: Record<Binary, string> = {
+export const HOW_TO_GET: Record<Binary, string> = {
   [CPU_LIBRARY]: 'Build it in a source tree with `npm run build`, or set QKVGEMM_LIBRARY to its path.',
   [CUDA_LIBRARY]:
     'Build it in a source tree with `QKVGEMM_CUDA=1 npm run build`, which needs the CUDA toolkit (nvcc), or set ' +
@@ -39,32 +39,47 @@ function isMusl(): boolean {
   return report.header?.glibcVersionRuntime === undefined;
 }
 
+/** What a search found, and the places it looked at, in order. */
+export interface Search {
+  file?: string;
+  tried: string[];
+  /** Who named the only place that was looked at. */
+  namedBy?: string;
+}
+
 /**
- * Finds one of the package's binaries: the given path, the environment variable (for the library), the build folder of
- * a source tree, the package of this platform, in this order. A given path that does not exist is an error; the search
- * does not go on behind the caller's back.
+ * Looks for one of the package's binaries: the given path, the environment variable (for the library), the build folder of
+ * a source tree, the package of this platform, in this order. Behind a given path that does not exist the search does not
+ * go on.
  */
-export function findBinary(name: Binary, given?: string): string {
-  const tried: string[] = [];
-  const explicit =
-    given ?? (name === 'qkvgemm_session.node' ? undefined : process.env[LIBRARY_VARIABLE] || undefined);
+export function searchBinary(name: Binary, given?: string): Search {
+  const variable = name === 'qkvgemm_session.node' ? undefined : process.env[LIBRARY_VARIABLE] || undefined;
+  const explicit = given ?? variable;
   if (explicit !== undefined) {
-    const resolved = path.resolve(explicit);
-    if (fs.existsSync(resolved)) return resolved;
-    throw new QkvGemmError(
-      'LIBRARY_NOT_FOUND',
-      `The custom-op library '${resolved}' does not exist. It was named by ${given !== undefined ? 'the caller' : LIBRARY_VARIABLE}; ` +
-        'correct the path, or leave it out to use the one of this package.',
-    );
+    const file = path.resolve(explicit);
+    const namedBy = given !== undefined ? 'the caller' : LIBRARY_VARIABLE;
+    return { tried: [file], namedBy, ...(fs.existsSync(file) ? { file } : {}) };
   }
   const built = path.join(root, 'build', 'Release', name);
-  tried.push(built);
-  if (fs.existsSync(built)) return built;
+  if (fs.existsSync(built)) return { file: built, tried: [built] };
   const packaged = `@onnx-qkv-gemm/${platformName()}/${name}`;
   try {
-    return require.resolve(packaged);
+    return { file: require.resolve(packaged), tried: [built, packaged] };
   } catch {
-    tried.push(packaged);
+    return { tried: [built, packaged] };
+  }
+}
+
+/** The same; a binary that is not found is an error. */
+export function findBinary(name: Binary, given?: string): string {
+  const { file, tried, namedBy } = searchBinary(name, given);
+  if (file !== undefined) return file;
+  if (namedBy !== undefined) {
+    throw new QkvGemmError(
+      'LIBRARY_NOT_FOUND',
+      `The custom-op library '${tried[0] ?? ''}' does not exist. It was named by ${namedBy}; ` +
+        'correct the path, or leave it out to use the one of this package.',
+    );
   }
   throw new QkvGemmError(
     'LIBRARY_NOT_FOUND',

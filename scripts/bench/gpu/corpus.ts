@@ -2,6 +2,7 @@
 import type * as ort from 'onnxruntime-node';
 import { corpusInputs, corpusModel, corpusModels, withoutTraining } from '../../../models/corpus.js';
 import { runModel } from '../../../test/support/run.js';
+import { Model } from '../../../ts/onnx/model.js';
 import { fuseBytes } from '../../../ts/rewrite/fuse.js';
 import { withQkvGemm } from '../../../ts/session/index.js';
 import { worstDifference } from '../difference.js';
@@ -15,9 +16,14 @@ const FACTOR = 2;
 
 /**
  * What is always allowed, of the largest output, where the stock graph happens to be closer: what the same models are
- * allowed on the CPU. float16 graphs round every intermediate to 11 bits; float32 sums differ in their order.
+ * allowed on the CPU. float16 graphs round every intermediate to 11 bits; float32 sums differ in their order. cuDNN
+ * chooses a convolution's algorithm anew in each session, and with one of them the stock graph of a Whisper encoder is
+ * 4.8e-5 away (6 of 150 sessions on an H100, where all others are 2.3e-7 away).
  */
-const allowed = (name: string): number => (name.endsWith('.fp16') ? 4e-3 : 2e-5);
+const allowed = (name: string, model: Model): number => {
+  if (name.endsWith('.fp16')) return 4e-3;
+  return model.graph.nodes.some((node) => node.is('Conv')) ? 1e-4 : 2e-5;
+};
 
 /**
  * The reference is the CPU: the original, or, where weights are rounded, the rewritten model there.
@@ -49,7 +55,7 @@ export async function checkCorpus(options: Options, provider: string, report: Re
           `${name}: QKVGemm on ${after.providers.join(', ')}, ${copies(after)} Memcpy nodes; expected ${provider} and at most ${copies(before)}, as in the stock graph`,
         );
       }
-      const bound = Math.max(FACTOR * stock, allowed(name));
+      const bound = Math.max(FACTOR * stock, allowed(name, new Model(original)));
       report.row(
         name,
         dtype,

@@ -1,8 +1,6 @@
-/** Which execution provider ran what, as ONNX Runtime's profiler saw it. */
-import fs from 'node:fs';
-import os from 'node:os';
-import path from 'node:path';
+/** Which execution provider ran what. */
 import * as ort from 'onnxruntime-node';
+import { profiled } from '../../../ts/bench/profile.js';
 
 export interface Placement {
   /** Nodes that ran, by op type. */
@@ -11,41 +9,24 @@ export interface Placement {
   providers: string[];
 }
 
-interface Event {
-  cat?: string;
-  name?: string;
-  args?: { op_name?: string; provider?: string };
-}
-
 /** Runs a model once under the profiler, on inputs in graph order. Copies between host and device show as MemcpyToHost and MemcpyFromHost. */
 export async function placement(
   model: Uint8Array,
   inputs: readonly ort.Tensor[],
   options: ort.InferenceSession.SessionOptions,
 ): Promise<Placement> {
-  const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'qkvgemm-profile-'));
-  try {
-    const session = await ort.InferenceSession.create(model, {
-      ...options,
-      enableProfiling: true,
-      profileFilePrefix: path.join(folder, 'profile'),
-    });
+  const nodes = await profiled(async (profiling) => {
+    const session = await ort.InferenceSession.create(model, { ...options, ...profiling });
     await session.run(
       Object.fromEntries(session.inputNames.map((name, i) => [name, inputs[i] as ort.Tensor])),
     );
     session.endProfiling();
     await session.release();
-    const [file] = fs.readdirSync(folder);
-    if (file === undefined) throw new Error('ONNX Runtime wrote no profile');
-    const events = JSON.parse(fs.readFileSync(path.join(folder, file), 'utf8')) as Event[];
-    const nodes = events.filter(({ cat, name }) => cat === 'Node' && name?.endsWith('_kernel_time'));
-    const ops: Record<string, number> = {};
-    for (const { args } of nodes) ops[args?.op_name ?? '?'] = (ops[args?.op_name ?? '?'] ?? 0) + 1;
-    const fused = nodes.filter(({ args }) => args?.op_name === 'QKVGemm');
-    return { ops, providers: [...new Set(fused.map(({ args }) => args?.provider ?? '?'))] };
-  } finally {
-    fs.rmSync(folder, { recursive: true, force: true });
-  }
+  });
+  const ops: Record<string, number> = {};
+  for (const { op } of nodes) ops[op] = (ops[op] ?? 0) + 1;
+  const fused = nodes.filter(({ op }) => op === 'QKVGemm');
+  return { ops, providers: [...new Set(fused.map(({ provider }) => provider))] };
 }
 
 export function copies({ ops }: Placement): number {

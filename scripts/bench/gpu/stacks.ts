@@ -11,7 +11,7 @@ import {
 } from '../../../models/qkv_stack.js';
 import { withQkvGemm } from '../../../ts/session/index.js';
 import { relativeDifference } from '../difference.js';
-import { interleaved } from '../timing.js';
+import { interleaved } from '../../../ts/bench/timing.js';
 import { copies, placement } from './profile.js';
 import { scientific, type Report } from './report.js';
 

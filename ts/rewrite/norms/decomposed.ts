@@ -123,6 +123,27 @@ function checkCasts(
   return { ok: true, value: undefined };
 }
 
+/**
+ * Where the norm begins and ends: with the Casts around it where they bring the result back to x's type, else, where it is
+ * in float32, without them. They then serve whoever reads them.
+ */
+function endsOf(
+  index: GraphIndex,
+  input: string,
+  tail: ReturnType<typeof readTail>,
+): { entry: ReturnType<typeof skipWidening>; tail: ReturnType<typeof readTail> } {
+  const entry = skipWidening(index, input);
+  if (index.typeOf(entry.source) === index.typeOf(tail.output)) return { entry, tail };
+  const last = tail.nodes.at(-1);
+  const to = index.castTo(last);
+  const inner =
+    last && (to === DataType.float16 || to === DataType.bfloat16)
+      ? { ...tail, output: last.inputs[0] ?? '', nodes: tail.nodes.slice(0, -1) }
+      : tail;
+  const wide = [input, inner.output].every((name) => index.typeOf(name) === DataType.float);
+  return wide ? { entry: { source: input, cast: undefined }, tail: inner } : { entry, tail };
+}
+
 function match(
   index: GraphIndex,
   node: Node,
@@ -169,9 +190,8 @@ function match(
   const positive = checkEpsilon(epsilon, sum.node);
   if (!positive.ok) return positive;
 
-  const entry = skipWidening(index, input);
   const value = node.outputs[0] ?? '';
-  const tail = readTail(index, value, isLayerNorm);
+  const { entry, tail } = endsOf(index, input, readTail(index, value, isLayerNorm));
   nodes.push(...tail.nodes);
   const types = checkCasts(index, entry, [squareCast, division.cast], tail);
   if (!types.ok) return types;

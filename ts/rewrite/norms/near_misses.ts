@@ -24,7 +24,7 @@ const STEPS = 8;
 /** @param explained nodes of norms that a rule found, and nodes at which one refused. */
 export function findNearMisses(index: GraphIndex, explained: ReadonlySet<Node>): NearMiss[] {
   const misses: NearMiss[] = [];
-  for (const node of index.model.graph.nodes) {
+  for (const node of index.graph.nodes) {
     const [value] = node.outputs;
     const square = value === undefined ? undefined : squareOf(index, value);
     if (!square || value === undefined || explained.has(node)) continue;

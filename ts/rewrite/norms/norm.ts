@@ -182,7 +182,6 @@ export function readTail(
     nodes.push(reader);
     output = result;
   }
-  // A Cast behind the last factor belongs to whatever comes next, unless it brings the value back to the input's type.
   return { output, gamma, beta, nodes };
 }
 

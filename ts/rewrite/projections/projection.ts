@@ -24,6 +24,11 @@ export interface Projection {
   bias: Constant | undefined;
   /** Factor on the bias (Gemm's beta). */
   biasFactor: number;
+  /**
+   * The norm's result was cast from float32 to this 16-bit type (DataType) before the product, whose result has that type.
+   * The fused op takes the norm's float32 and rounds its own result to it, once.
+   */
+  narrowed?: number;
   /** The output has two dimensions, all leading ones made into one (Reshape before a Gemm). */
   flattened: boolean;
   /** Outputs in place of `output`, where it is only read in pieces along the last axis; their columns add up to n. */

@@ -9,11 +9,11 @@ import {
 } from '../../onnx/tensor.js';
 import { floatsOf, type Constant } from '../constants.js';
 import type { GraphIndex } from '../graph_index.js';
-import { fail, type Match } from '../match.js';
+import { fail, type Failure, type Match } from '../match.js';
 import { encodeVector } from '../function_body.js';
 import type { FuseOptions } from '../options.js';
 import type { Projection } from '../projections/projection.js';
-import { fromFloat32, quantizeInt8, sqnrDb, toFloat32 } from './convert.js';
+import { fromFloat32, NotFinite, quantizeInt8, sqnrDb, toFloat32 } from './convert.js';
 import { sideBySide } from './side_by_side.js';
 
 export interface Weights {
@@ -31,10 +31,15 @@ export interface Weights {
   initializers: Uint8Array[][];
 }
 
+/** What fails because of one projection's weights would not without it. */
+export interface WeightsFailure extends Failure {
+  culprit: Projection;
+}
+
 /** Name under which the model stores a constant's tensor, if it is an initialiser. */
 export function storedName(index: GraphIndex, constant: Constant): string | undefined {
   const { name } = constant.tensor;
-  return index.model.graph.initializers.get(name) === constant.tensor ? name : undefined;
+  return index.initializer(name) === constant.tensor ? name : undefined;
 }
 
 const TARGET = { fp16: DataType.float16, bf16: DataType.bfloat16 } as const;
@@ -54,7 +59,7 @@ export function assembleWeights(
   unique: (name: string) => string,
   source?: DataSource,
   store: TensorStore = new InlineStore(),
-): Match<Weights> {
+): Match<Weights> | WeightsFailure {
   const [first] = projections;
   if (!first) return fail('no projections');
   const plain = projections.every((p) => p.alpha === 1);
@@ -77,15 +82,23 @@ export function assembleWeights(
   if (size > MAX_TENSOR)
     return fail(`the weights together have ${size} bytes, expected at most ${MAX_TENSOR}`, first.node);
   const data = joinWeights(projections, stored, transposed, source);
-  const name = unique(`${base}.weight`);
   const dims = transposed ? [n, k] : [k, n];
-  const tensor = (type: number, bytes: Uint8Array): Uint8Array[] =>
-    store.add(name, type, dims, bytes, sources);
-  if (keep)
-    return {
-      ok: true,
-      value: { weight: name, type: stored, transposed, initializers: [tensor(stored, data)] },
-    };
+  // Names are taken once nothing can fail any more.
+  const named = (): string => unique(`${base}.weight`);
+  if (keep) {
+    const name = named();
+    const initializers = [store.add(name, stored, dims, data, sources)];
+    return { ok: true, value: { weight: name, type: stored, transposed, initializers } };
+  }
+  /** The projection that a column of the matrix belongs to, and which of its own that is. */
+  const ownerOf = (column: number): { culprit: Projection; column: number } => {
+    let start = 0;
+    for (const culprit of projections) {
+      if (column < start + culprit.n) return { culprit, column: column - start };
+      start += culprit.n;
+    }
+    throw new RangeError(`column ${column} of ${n}`);
+  };
 
   const values = toFloat32(data, stored);
   if (dtype === 'int8') {
@@ -96,11 +109,14 @@ export function assembleWeights(
     try {
       quantized = quantizeInt8(values, k, n, transposed, block);
     } catch (error) {
-      if (error instanceof RangeError)
-        return fail(`the weights cannot be int8: ${error.message}`, first.node);
-      throw error;
+      if (!(error instanceof NotFinite)) throw error;
+      const { culprit, column } = ownerOf(error.column);
+      return {
+        ...fail(`the weights cannot be int8: column ${column} holds ${error.value}`, first.node),
+        culprit,
+      };
     }
-    const scale = unique(`${base}.scale`);
+    const [name, scale] = [named(), unique(`${base}.scale`)];
     const q = new Int8Array(quantized.data.buffer);
     const at = (i: number): number => {
       const [row, column] = transposed ? [i % k, Math.floor(i / k)] : [Math.floor(i / n), i % n];
@@ -116,7 +132,7 @@ export function assembleWeights(
         scaleBlock: block,
         sqnrDb: sqnrDb(values, (i) => (q[i] ?? 0) * (quantized.scale[at(i)] ?? 0)),
         initializers: [
-          tensor(DataType.int8, quantized.data),
+          store.add(name, DataType.int8, dims, quantized.data, sources),
           encodeScales(scale, quantized.scale, k / block, n),
         ],
       },
@@ -125,7 +141,11 @@ export function assembleWeights(
   const bytes = fromFloat32(values, TARGET[dtype]);
   const back = toFloat32(bytes, TARGET[dtype]);
   const lost = values.findIndex((value, i) => Number.isFinite(value) && !Number.isFinite(back[i]));
-  if (lost >= 0) return fail(`weight ${values[lost]} is beyond the range of ${dtype}`, first.node);
+  if (lost >= 0) {
+    const { culprit } = ownerOf(transposed ? Math.floor(lost / k) : lost % n);
+    return { ...fail(`weight ${values[lost]} is beyond the range of ${dtype}`, first.node), culprit };
+  }
+  const name = named();
   return {
     ok: true,
     value: {
@@ -133,7 +153,7 @@ export function assembleWeights(
       type: TARGET[dtype],
       transposed,
       sqnrDb: sqnrDb(values, (i) => back[i] ?? 0),
-      initializers: [tensor(TARGET[dtype], bytes)],
+      initializers: [store.add(name, TARGET[dtype], dims, bytes, sources)],
     },
   };
 }

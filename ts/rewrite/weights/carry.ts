@@ -6,7 +6,7 @@ import { DataType, InlineStore, MAX_TENSOR, type DataSource, type TensorStore } 
 import type { GraphIndex } from '../graph_index.js';
 import { fail, type Match } from '../match.js';
 import type { Projection } from '../projections/projection.js';
-import { storedName, type Weights } from './assemble.js';
+import { storedName, type Weights, type WeightsFailure } from './assemble.js';
 import { commonBlock, SHORTEST_BLOCK, type Quantization } from './quantization.js';
 import { sideBySide } from './side_by_side.js';
 
@@ -27,7 +27,7 @@ export function carryQuantized(
   unique: (name: string) => string,
   source?: DataSource,
   store: TensorStore = new InlineStore(),
-): Match<Weights> {
+): Match<Weights> | WeightsFailure {
   const integers = projections.flatMap((p) =>
     p.quantization ? [{ ...p, quantization: p.quantization }] : [],
   );
@@ -41,11 +41,16 @@ export function carryQuantized(
   }
   const { k } = first;
   const n = integers.reduce((sum, p) => sum + p.n, 0);
-  const block = integers.reduce((common, p) => commonBlock(common, p.quantization.block), k);
-  const shortest = Math.min(...integers.map((p) => p.quantization.block));
-  if (block < Math.min(SHORTEST_BLOCK, shortest)) {
-    const lengths = integers.map((p) => p.quantization.block).join(', ');
-    return fail(`blocks of ${lengths} rows have no common divisor of ${SHORTEST_BLOCK} or more`, first.node);
+  let block = k;
+  for (const [i, p] of integers.entries()) {
+    const common = commonBlock(block, p.quantization.block);
+    const shortest = Math.min(...integers.slice(0, i + 1).map(({ quantization }) => quantization.block));
+    if (common < Math.min(SHORTEST_BLOCK, shortest)) {
+      const lengths = integers.map(({ quantization }) => quantization.block).join(', ');
+      const reason = `blocks of ${lengths} rows have no common divisor of ${SHORTEST_BLOCK} or more`;
+      return { ...fail(reason, first.node), culprit: projections[i] ?? p };
+    }
+    block = common;
   }
   const sources = integers.map((p) => p.weight.tensor.origin);
   for (const tensor of sources) tensor.checkedLength(source); // before anything of their size is allocated

@@ -102,9 +102,19 @@ export interface Quantized {
   scale: Float32Array;
 }
 
+/** A weight that no scale serves. */
+export class NotFinite extends RangeError {
+  constructor(
+    readonly column: number,
+    readonly value: number | undefined,
+  ) {
+    super(`column ${column} holds ${value}`);
+  }
+}
+
 /**
  * Symmetric int8, one scale per output column, or per block of rows of one: scale = max |w| / 127, q = round(w / scale).
- * Where all are zeros, the scale is 1. Throws RangeError where a weight is not finite.
+ * Where all are zeros, the scale is 1. Throws NotFinite where a weight is not finite.
  *
  * @param values [K, N], or [N, K] when `transposed`.
  * @param block rows of a column that share a scale; divides K.
@@ -128,7 +138,7 @@ export function quantizeInt8(
   };
   visit((i, s, c) => {
     const magnitude = Math.abs(values[i] ?? 0);
-    if (!(magnitude < Infinity)) throw new RangeError(`column ${c} holds ${values[i]}`);
+    if (!(magnitude < Infinity)) throw new NotFinite(c, values[i]);
     if (magnitude > (scale[s] ?? 0)) scale[s] = magnitude;
   });
   for (let s = 0; s < scale.length; s++) scale[s] = Math.fround((scale[s] ?? 0) / 127) || 1;

@@ -39,10 +39,18 @@ async function settle(): Promise<void> {
   }
 }
 
-export async function interleaved(
+/** Microseconds of each call of one candidate's turn, and of a call on average. */
+export interface Turn {
+  calls: number[];
+  mean: number;
+}
+
+/** Times the candidates in turn; for each, its turns in order. */
+export async function turns(
   candidates: readonly Candidate[],
   { seconds, samples: [least, most] = [5, 41] }: TimingOptions,
-): Promise<Timing[]> {
+  onRound: (done: number, total: number) => void = () => undefined,
+): Promise<Turn[][]> {
   const calls: number[] = [];
   let round = 0;
   for (const candidate of candidates) {
@@ -58,7 +66,7 @@ export async function interleaved(
     round += start - begin + once * batch;
   }
   const rounds = Math.max(least, Math.min(most, Math.floor((seconds * 1000) / round)));
-  const times = candidates.map((): number[] => []);
+  const result = candidates.map((): Turn[] => []);
   for (let r = 0; r < rounds; r++) {
     for (let c = 0; c < candidates.length; c++) {
       const at = (r + c) % candidates.length; // nobody always follows the same one
@@ -66,12 +74,25 @@ export async function interleaved(
       const batch = calls[at] as number;
       await settle();
       await candidate.run();
-      const start = performance.now();
-      for (let i = 0; i < batch; i++) await candidate.run();
-      times[at]?.push(((performance.now() - start) * 1000) / batch);
+      const stamps = [performance.now()];
+      for (let i = 0; i < batch; i++) {
+        await candidate.run();
+        stamps.push(performance.now());
+      }
+      const times = stamps.slice(1).map((stamp, i) => (stamp - (stamps[i] ?? NaN)) * 1000);
+      result[at]?.push({ calls: times, mean: times.reduce((sum, time) => sum + time, 0) / batch });
     }
+    onRound(r + 1, rounds);
   }
-  return times.map(summary);
+  return result;
+}
+
+/** The same, as a summary of each candidate's turns. */
+export async function interleaved(
+  candidates: readonly Candidate[],
+  options: TimingOptions,
+): Promise<Timing[]> {
+  return (await turns(candidates, options)).map((own) => summary(own.map(({ mean }) => mean)));
 }
 
 export function summary(times: readonly number[]): Timing {
@@ -90,6 +111,41 @@ export function quantile(sorted: readonly number[], q: number): number {
   const low = sorted[Math.floor(at)] ?? NaN;
   const high = sorted[Math.ceil(at)] ?? NaN;
   return low + (high - low) * (at - Math.floor(at));
+}
+
+export function median(values: readonly number[]): number {
+  return quantile(
+    [...values].sort((a, b) => a - b),
+    0.5,
+  );
+}
+
+/** A ratio of medians, and the interval that holds it with 95 % by the bootstrap. */
+export interface Ratio {
+  value: number;
+  low: number;
+  high: number;
+}
+
+const RESAMPLES = 1000;
+
+/**
+ * Median of `a` over median of `b`, which were sampled in pairs: pairs are drawn anew with replacement, so that what slows
+ * both in a round stays with both. The same numbers give the same interval.
+ */
+export function ratioOf(a: readonly number[], b: readonly number[]): Ratio {
+  const count = Math.min(a.length, b.length);
+  let state = 1;
+  const ratios = Array.from({ length: RESAMPLES }, () => {
+    const [x, y] = [new Float64Array(count), new Float64Array(count)];
+    for (let i = 0; i < count; i++) {
+      state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+      const at = Math.floor((state / 2 ** 32) * count);
+      [x[i], y[i]] = [a[at] ?? NaN, b[at] ?? NaN];
+    }
+    return quantile([...x.sort()], 0.5) / quantile([...y.sort()], 0.5);
+  }).sort((p, q) => p - q);
+  return { value: median(a) / median(b), low: quantile(ratios, 0.025), high: quantile(ratios, 0.975) };
 }
 
 /** 1234 -> `1.23 ms`. */

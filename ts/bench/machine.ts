@@ -1,8 +1,7 @@
 /** What a measurement was taken on. */
 import fs from 'node:fs';
 import os from 'node:os';
-import * as ort from 'onnxruntime-node';
-import { installSessionHook, instructionSet } from '../../ts/session/addon.js';
+import { installSessionHook, instructionSet } from '../session/addon.js';
 
 /** Bytes of the last-level cache that the first core uses, where the system says it. */
 export function lastLevelCache(): number | undefined {
@@ -15,9 +14,8 @@ export function lastLevelCache(): number | undefined {
 }
 
 export function machineLine(): string {
-  installSessionHook();
+  const runtime = installSessionHook().find(({ hooked }) => hooked)?.version ?? 'unknown';
   const cpu = os.cpus()[0]?.model.trim() ?? 'unknown processor';
-  const runtime = ort.env.versions.node ?? 'unknown';
   const date = new Date().toISOString().slice(0, 10);
   const cache = lastLevelCache();
   const l3 = cache === undefined ? 'of unknown size' : `${(cache / 1e6).toFixed(0)} MB`;
