@@ -1,6 +1,7 @@
 import { expect } from 'chai';
 import { uniform, type ModelBuilder } from '../models/builder.js';
 import { DataType } from '../ts/onnx/tensor.js';
+import type { FuseOptions } from '../ts/rewrite/options.js';
 import { checkFused, checkRefused } from './support/fused.js';
 import { K, layer, layerNorm, N, weight, type Layer } from './support/layers.js';
 import { spell } from './support/norms.js';
@@ -114,6 +115,45 @@ describe('rows that are moved between norm and projections', () => {
     };
     const { report } = await checkFused(layer({ project: packed }));
     expect(report.fused[0]?.splits).to.deep.equal([N, N, N]);
+  });
+
+  describe('others that read the moved rows get them normalised from the node, under the same name', () => {
+    /** Up is no projection of attention. */
+    const up = (m: ModelBuilder): string =>
+      m.output(m.node('MatMul', ['moved', weight(m, 'w_up', 7)], ['up']));
+    const READERS: Record<string, [Uint8Array, FuseOptions]> = {
+      'a projection that leads to no attention': [moved(transposed, { after: up }), {}],
+      'one that stands before the others': [
+        layer({
+          project: (m, h) => {
+            const rows = transposed(m, h);
+            up(m);
+            return project(m, rows);
+          },
+        }),
+        {},
+      ],
+      'a projection that is to stay as it is': [moved(transposed), { skip: ['q_product_node'] }],
+      'one that becomes a node of its own': [moved(transposed, { after: up }), { targets: ['qkv', 'linear'] }],
+    }; // prettier-ignore
+    for (const [what, [model, options]] of Object.entries(READERS))
+      it(what, async () => {
+        const count = options.targets ? 2 : 1;
+        const { nodes, report } = await checkFused(model, { count, options });
+        expect(report.fused[0]?.emitNorm).to.equal(true);
+        expect(nodes[0]?.inputs[0]).to.equal('moved/QKVGemm');
+        expect(nodes[0]?.outputs[1]).to.equal('moved');
+      });
+
+    it('but who asks for their shape alone does not need them', async () => {
+      const shape = (m: ModelBuilder): string =>
+        m.output(m.node('Shape', ['moved'], ['shape']), [3], DataType.int64);
+      const alone = await checkFused(moved(transposed, { after: (m) => void shape(m) }));
+      expect(alone.report.fused[0]?.emitNorm).to.equal(false);
+      const both = await checkFused(moved(transposed, { after: (m) => [shape(m), up(m)] }));
+      const reader = both.model.graph.nodes.find((node) => node.is('Shape'));
+      expect(reader?.inputs).to.deep.equal(['moved/QKVGemm']);
+    });
   });
 
   const feeds = (name: string): string =>

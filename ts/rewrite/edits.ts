@@ -303,7 +303,7 @@ function renamed(node: Node, names: ReadonlyMap<string, string>): Uint8Array {
   for (const field of readFields(node.message, node.label)) {
     const name = field.number === 1 || field.number === 2 ? names.get(text(field)) : undefined;
     if (name === undefined) writer.copy(field.span);
-    else writer.string(1, name);
+    else writer.string(field.number, name);
   }
   return writer.finish();
 }
