@@ -4,10 +4,11 @@ import path from 'node:path';
 import { expect } from 'chai';
 import * as ort from 'onnxruntime-node';
 import { ModelBuilder, uniform } from '../models/builder.js';
+import { Graph } from '../ts/onnx/graph.js';
 import { DataType } from '../ts/onnx/tensor.js';
 import { fuseBytes } from '../ts/rewrite/fuse.js';
 import { checkFused, fused } from './support/fused.js';
-import { attend, K, layerNorm, N, weight } from './support/layers.js';
+import { attend, K, layerNorm, N, weight, xTensor } from './support/layers.js';
 import { quiet } from './support/run.js';
 
 const IN = 'gemm_input_shape';
@@ -74,6 +75,23 @@ describe('initialisers that bear names that ONNX Runtime gives when it loads a m
     });
     expect(shapesOf(model)).to.deep.equal([IN, `${OUT}/QKVGemm`]);
   });
+
+  it('get other names in subgraphs, and where a subgraph has its own of the same name', async () => {
+    const inner = new ModelBuilder();
+    const flat = inner.node('Reshape', ['x', inner.integers(IN, [2], [10, K])], ['inner_flat']);
+    inner.output(inner.node('Reshape', [flat, inner.integers('inner_target', [1], [-1])], ['inner_y']));
+    const other = new ModelBuilder();
+    other.output(other.node('Reshape', ['x', other.integers('other_target', [1], [-1])], ['other_y']));
+    const model = saved((m) => {
+      const condition = m.input('condition', [], DataType.bool);
+      m.output(m.node('If', [condition], ['chosen'], { graphs: { then_branch: inner, else_branch: other } }));
+    });
+    const inputs = [xTensor(), new ort.Tensor('bool', [true], [])];
+    const result = await checkFused(model, { inputs });
+    expect(shapesOf(model)).to.deep.equal([`${IN}/QKVGemm`, `${OUT}/QKVGemm`]);
+    const [branch] = result.model.graph.nodes.find((node) => node.is('If'))?.graphs ?? [];
+    expect([...new Graph(branch ?? new Uint8Array()).initializers.keys()]).to.deep.equal(['inner_target', `${IN}/QKVGemm_1`]);
+  }); // prettier-ignore
 
   it('keep them where nothing is fused', () => {
     const { model } = fuseBytes(saved(), { skip: ['h_node'] });
