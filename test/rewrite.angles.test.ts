@@ -1,5 +1,7 @@
 import { expect } from 'chai';
-import { ModelBuilder } from '../models/builder.js';
+import { ModelBuilder, uniform } from '../models/builder.js';
+import { FUNCTION_DOMAIN as domain, functionOf } from '../models/functions.js';
+import { DataType } from '../ts/onnx/tensor.js';
 import { fuseBytes } from '../ts/rewrite/fuse.js';
 import { checkFused } from './support/fused.js';
 import { K, N, weight, xTensor } from './support/layers.js';
@@ -58,6 +60,60 @@ describe('products whose result is an angle', () => {
       expect(result.report.fused).to.deep.equal([]);
       expect(result.report.refused.map((refusal) => refusal.reason)).to.deep.equal([reason('y_node')]);
       expect(Buffer.compare(result.model, model)).to.equal(0);
+    });
+
+  const turning = (m: ModelBuilder): string => m.node('Sin', ['angles'], ['wave']);
+  const product = (m: ModelBuilder, x: string, name: string): string =>
+    m.node('MatMul', [x, m.constant('frequencies', [K, N], uniform(K * N, 1, 1))], [name]);
+  const apart: Record<string, [string, () => Uint8Array]> = {
+    'by the caller of the function that multiplies': ['wave_node', () => {
+      const linear = new ModelBuilder();
+      product(linear, 'a', 'b');
+      const m = new ModelBuilder({ [domain]: 1 });
+      m.input('x', [2, 5, K]);
+      m.node('Linear', ['x'], ['angles'], { domain });
+      m.output(turning(m));
+      m.function(functionOf('Linear', linear, { inputs: ['a'], outputs: ['b'] }));
+      return m.finish();
+    }],
+    'by a function that is called with it': ['wave_node', () => {
+      const wave = new ModelBuilder();
+      turning(wave);
+      const m = new ModelBuilder({ [domain]: 1 });
+      m.input('x', [2, 5, K]);
+      m.output(m.node('Wave', [product(m, 'x', 'b')], ['y'], { domain }));
+      m.function(functionOf('Wave', wave, { inputs: ['angles'], outputs: ['wave'] }));
+      return m.finish();
+    }],
+    'in the branch of an If, of a product outside': ['wave_node', () => {
+      const [then, other] = [new ModelBuilder(), new ModelBuilder()];
+      then.output(turning(then));
+      other.output(other.node('Neg', ['angles'], ['less']));
+      const m = new ModelBuilder();
+      product(m, m.input('x', [2, 5, K]), 'angles');
+      const condition = m.input('condition', [], DataType.bool);
+      m.output(m.node('If', [condition], ['y'], { graphs: { then_branch: then, else_branch: other } }));
+      return m.finish();
+    }],
+    'behind a Loop in which the product is': ['wave_node', () => {
+      const body = new ModelBuilder();
+      body.input('i', [], DataType.int64);
+      body.input('go', [], DataType.bool);
+      body.output(body.node('Identity', ['go'], ['go_on']), [], DataType.bool);
+      body.output(product(body, 'x', 'one'));
+      const m = new ModelBuilder();
+      m.input('x', [2, 5, K]);
+      const trips = m.integers('trips', [], [2]);
+      m.node('Loop', [trips, m.tensor('yes', DataType.bool, [], new Uint8Array([1]))], ['angles'], { graphs: { body } });
+      m.output(turning(m));
+      return m.finish();
+    }],
+  }; // prettier-ignore
+  for (const [what, [label, build]] of Object.entries(apart))
+    it(`of which the sine is taken ${what}: refused`, () => {
+      const { report } = fuseBytes(build(), LINEAR);
+      expect(report.fused).to.deep.equal([]);
+      expect(report.refused.map((refusal) => refusal.reason)).to.deep.equal([reason(label)]);
     });
 
   it('what a wave is multiplied by is no angle, as in rotary attention', async () => {

@@ -53,6 +53,10 @@ export class GraphIndex {
   readonly scope: string | undefined;
   readonly parent: GraphIndex | undefined;
   readonly inFunction: boolean;
+  /** Nodes that hold this graph, or call it as a function. */
+  readonly users: { index: GraphIndex; node: Node }[] = [];
+  /** By node: the graphs that it holds, and the functions that it may call. */
+  readonly within = new Map<Node, GraphIndex[]>();
   /** Where its nodes stand among all of the model. */
   readonly ordinals = new Map<Node, number>();
   private readonly readersOf = new Map<string, Node[]>();
@@ -106,6 +110,12 @@ export class GraphIndex {
         else this.readersOf.set(name, [node]);
       }
     });
+  }
+
+  /** A node of this graph holds another, or calls it. */
+  enter(node: Node, inner: GraphIndex): void {
+    this.within.set(node, [...(this.within.get(node) ?? []), inner]);
+    inner.users.push({ index: this, node });
   }
 
   /** Is a value one of this graph's own, and not of a graph around it? */
