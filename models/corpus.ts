@@ -16,9 +16,14 @@ export function corpusModels(): string[] {
     console.log(`  (the model corpus is not at ${corpusFolder}; set QKVGEMM_CORPUS to test with it)`);
     return [];
   }
+  return modelsIn(corpusFolder);
+}
+
+/** Names of the models in a folder of that layout. */
+export function modelsIn(folder: string): string[] {
   return fs
-    .readdirSync(corpusFolder)
-    .filter((name) => fs.existsSync(path.join(corpusFolder, name, 'model.onnx')))
+    .readdirSync(folder)
+    .filter((name) => fs.existsSync(path.join(folder, name, 'model.onnx')))
     .sort();
 }
 
@@ -27,8 +32,8 @@ export function corpusModel(name: string): Uint8Array {
 }
 
 /** The inputs that come with a model, in the order of its graph inputs. */
-export function corpusInputs(name: string): ort.Tensor[] {
-  const folder = path.join(corpusFolder, name, 'test_data_set_0');
+export function corpusInputs(name: string, root = corpusFolder): ort.Tensor[] {
+  const folder = path.join(root, name, 'test_data_set_0');
   const files = fs.readdirSync(folder).filter((file) => /^input_\d+\.pb$/.test(file));
   return files.map((_, i) =>
     toOrt(new Tensor(new Uint8Array(fs.readFileSync(path.join(folder, `input_${i}.pb`))), `input ${i}`)),

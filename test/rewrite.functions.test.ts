@@ -128,6 +128,19 @@ describe('a layer in a model-local function', () => {
     }
   }); // prettier-ignore
 
+  it('with rows that are moved before the projections', async () => {
+    const project = (m: ModelBuilder, h: string): string[] =>
+      threeMatMul(m, m.node('Transpose', [h], ['moved'], { attributes: { perm: { integers: [1, 0, 2] } } }));
+    const { nodes } = await checkFused(calling([block('Block', { project })]));
+    expect(nodes[0]?.inputs[0]).to.equal('moved');
+  });
+
+  it('with a CastLike to a type that calls give', async () => {
+    const norm: Norm = (m, x) => m.node('CastLike', [spell(m, x, true), x], ['h']);
+    const { model } = await checkFused(calling([block('Block', { norm })]));
+    expect(model.functionBodies[0]?.nodes.map(({ opType }) => opType)).to.not.include('CastLike');
+  });
+
   it('in int8 and bf16', async () => {
     await checkFused(calling([block('Block')]), { options: { dtype: 'int8' }, bound: 5e-2 });
     await checkFused(calling([block('Block')]), { options: { dtype: 'bf16' }, bound: 2e-2 });

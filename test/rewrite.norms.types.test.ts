@@ -4,7 +4,7 @@ import { DataType } from '../ts/onnx/tensor.js';
 import { toFloat32 } from '../ts/rewrite/weights/convert.js';
 import { worstDifference } from '../scripts/bench/difference.js';
 import { checkFused, checkRefused, fused } from './support/fused.js';
-import { K, layer, N, weight, weightValues, xTensor } from './support/layers.js';
+import { gammaOf, K, layer, N, weight, weightValues, xTensor } from './support/layers.js';
 import { spell } from './support/norms.js';
 import { runModel } from './support/run.js';
 
@@ -290,6 +290,20 @@ describe('scales that are computed from constants', () => {
     checkRefused(
       sum((m) => m.input('one', [])),
       reason,
+    );
+  });
+
+  it("a norm whose type is its scale's, behind ONNX Runtime's own operators, whose result has their input's", async () => {
+    const behind =
+      (domain: string) =>
+      (m: ModelBuilder, x: string): string => {
+        const g = m.node('Gelu', [x], ['g'], { domain });
+        return m.node('SimplifiedLayerNormalization', [g, gammaOf(m)], ['h']);
+      };
+    await checkFused(layer({ norm: behind('com.microsoft'), opsets: { 'com.microsoft': 1 } }));
+    checkRefused(
+      layer({ norm: behind('some.where'), opsets: { 'some.where': 1 } }),
+      "the element type of its input 'g' is not known",
     );
   });
 });

@@ -162,11 +162,19 @@ describe('reshape+gemm', () => {
     await checkFused(layer({ dims: [K], project, attendRank: 2 }), { inputs: [xTensor([K])] });
   });
 
-  it('refuses one Reshape for several, and one that is a graph output', () => {
+  it('one Reshape for several: the norm goes behind it', async () => {
+    const { nodes } = await checkFused(gemms({ reshape: 'once' }), { inputs: [xTensor([2, 3, K])] });
+    expect(nodes[0]?.inputs[0]).to.equal('h_flat');
+  });
+
+  it('refuses one Reshape for several where others read the norm, and one that is a graph output', () => {
     const reason = (name: string): string =>
       `'${name}', the value made two-dimensional, is also used elsewhere`;
-    // One Reshape with three readers belongs to none of them alone.
-    checkRefused(gemms({ reshape: 'once' }), reason('h_flat'), 'h_flat_node');
+    checkRefused(
+      gemms({ reshape: 'once' }, { after: (m, h) => m.output(m.node('Neg', [h], ['less'])) }),
+      reason('h_flat'),
+      'h_flat_node',
+    );
     checkRefused(
       gemms({ reshape: 'each' }, { after: (m) => NAMES.forEach((name) => m.output(`h_${name}`)) }),
       reason('h_q'),

@@ -206,10 +206,10 @@ describe('DynamicQuantizeLinear and MatMulInteger', () => {
     return [layerOf(K, project, { opsets, ...(after ? { after } : {}) }), w];
   };
 
-  it('behind a Reshape to two dimensions', async () => {
-    const [original, w] = packed(2);
+  /** Fused, with the model's integers, and as near to the float formula as float32 allows. */
+  const checkPacked = async (rank: number | undefined): Promise<string> => {
+    const [original, w] = packed(rank);
     const result = fused(original);
-    expect(result.report.fused[0]?.rules.projection).to.equal('reshape+matmul-integer+add');
     expect(result.ops).to.not.include('DynamicQuantizeLinear');
     expect(carried(result)).to.deep.equal([meaning(w)]);
     const reference = layerOf(K, (m, h) => {
@@ -224,6 +224,15 @@ describe('DynamicQuantizeLinear and MatMulInteger', () => {
       expect(worstDifference(expected, await runModel(result.bytes, inputOf(K), options))).to.be.at.most(
         2e-5 + roundingOfModel(result.bytes),
       );
+    return result.report.fused[0]?.rules.projection ?? '';
+  };
+
+  it('behind a Reshape to two dimensions', async () => {
+    expect(await checkPacked(2)).to.equal('reshape+matmul-integer+add');
+  });
+
+  it('behind a Reshape to a number of dimensions that the graph does not state: the norm goes behind it', async () => {
+    expect(await checkPacked(undefined)).to.equal('matmul-integer+add');
   });
 
   it('behind a Reshape whose rounded values are read elsewhere too: those stay', () => {
@@ -233,13 +242,14 @@ describe('DynamicQuantizeLinear and MatMulInteger', () => {
     expect(report.fused[0]?.emitNorm).to.equal(true);
   });
 
-  it('refuses a Reshape to an unknown number of dimensions, and to three', () => {
+  it('refuses a Reshape to an unknown number of dimensions, and to three, where others read the norm as well', () => {
+    const read = (m: ModelBuilder): void => void m.output(m.node('Neg', ['h'], ['less']));
     checkRefused(
-      packed(undefined)[0],
+      packed(undefined, read)[0],
       "'h_flat' has an unknown number of dimensions, expected two",
       'h_flat_node',
     );
-    checkRefused(packed(3)[0], "'h_flat' has 3 dimensions, expected two", 'h_flat_node');
+    checkRefused(packed(3, read)[0], "'h_flat' has 3 dimensions, expected two", 'h_flat_node');
   });
 
   const weights = weightsFor({});

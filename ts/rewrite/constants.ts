@@ -72,14 +72,8 @@ const FOLDS: Record<string, Fold> = {
     const tensor = dequantizedVector(index, node, inner, depth);
     return tensor && { ...inner, tensor, type: tensor.type };
   },
-  Cast(_, node, inner) {
-    const to = node.integer('to', 0);
-    if (to === inner.type) return inner;
-    // What float32 holds exactly stays as it is stored; all else is rounded as Cast rounds it.
-    if (to === DataType.float && isFloat(inner.type)) return { ...inner, type: to };
-    if (!isFloat(to) || !(isFloat(inner.type) || inner.type === DataType.double)) return undefined;
-    return { ...inner, type: to, tensor: rounded(inner.tensor, to) };
-  },
+  Cast: (index, node, inner) => cast(inner, index.castTo(node)),
+  CastLike: (index, node, inner) => cast(inner, index.castTo(node)),
   Reshape: (index, node, inner) => withDims(inner, reshapeDims(index, node, dimsOfConstant(inner))),
   Flatten(_, node, inner) {
     const dims = dimsOfConstant(inner);
@@ -122,6 +116,16 @@ const FOLDS: Record<string, Fold> = {
     return by === undefined ? undefined : { ...vector, tensor: shifted(vector.tensor, by) };
   },
 };
+
+/** What Cast makes of a constant. */
+function cast(inner: Constant, to: number | undefined): Constant | undefined {
+  if (to === inner.type) return inner;
+  // What float32 holds exactly stays as it is stored; all else is rounded as Cast rounds it.
+  if (to === DataType.float && isFloat(inner.type)) return { ...inner, type: to };
+  if (to === undefined || !isFloat(to) || !(isFloat(inner.type) || inner.type === DataType.double))
+    return undefined;
+  return { ...inner, type: to, tensor: rounded(inner.tensor, to) };
+}
 
 function dimsOfConstant({ tensor, transposed }: Constant): readonly number[] {
   return transposed ? [...tensor.dims].reverse() : tensor.dims;

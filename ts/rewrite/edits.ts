@@ -7,22 +7,24 @@ import { DataType, encodeTensor } from '../onnx/tensor.js';
 import { MessageWriter, readFields, text } from '../onnx/wire.js';
 import { DOMAIN, OP } from './function_body.js';
 import { encodeBuilt, type BuiltNode } from './fused_node.js';
+import type { Renamed } from './generated_names.js';
 import type { GraphIndex } from './graph_index.js';
 import type { Names } from './names.js';
+import type { Norm } from './norms/norm.js';
 import { countOps, type OpCounts } from './op_counts.js';
 import type { Scope } from './scopes.js';
 import { nodesOf, type Site } from './site.js';
 
 /** What passes a norm's output on, and goes where nobody reads what it makes. */
-const PASSING = new Set(['Identity', 'Dropout', 'DynamicQuantizeLinear', 'Cast']);
+const PASSING = new Set(['Identity', 'Dropout', 'DynamicQuantizeLinear', 'Cast', 'CastLike']);
 
 export class GraphEdits {
   private readonly removed = new Set<Node>();
   private readonly added: { domain: string; opType: string }[] = [];
   /** Names that new nodes read. */
   private readonly newReads = new Set<string>();
-  /** Readers that now read something else, Shape nodes of a norm's output: their new messages. */
-  private readonly redirected = new Map<Node, Uint8Array>();
+  /** Nodes that stay and read another value in place of one, or give theirs another name: by node, new names by old ones. */
+  private readonly redirected = new Map<Node, Map<string, string>>();
   private readonly index: GraphIndex;
   /** Edits of the graphs that nodes of this one hold, in the order of `Node.bodies`. */
   private readonly held = new Map<Node, GraphEdits[]>();
@@ -40,23 +42,45 @@ export class GraphEdits {
 
   /** Takes out what a site's node replaces; from now on its inputs are read. */
   replace(site: Site, node: BuiltNode): void {
-    const { norm } = site;
-    for (const input of [...node.inputs, ...(norm?.sum?.terms ?? [])]) this.newReads.add(input);
+    const { norm, moved } = site;
+    for (const input of [...node.inputs, ...(norm?.sum?.terms ?? [])])
+      if (input !== moved) this.newReads.add(input); // `keepNorm` says under which name that one is read
     for (const member of nodesOf(site)) this.drop(member);
     if (!norm) return;
     const same = new Set([norm.output]);
     for (const value of same) {
-      this.redirectShapes(value, norm.input);
-      for (const reader of this.index.readers(value))
+      for (const reader of this.index.readers(value)) {
+        // A norm keeps its input's shape: who asks for the shape of its output can ask the input, and the output need not
+        // exist.
+        if (reader.is('Shape')) this.redirect(reader, value, norm.input);
+        // What moves its rows moves the input's; of a sum, the whole.
+        else if (moved !== undefined && value === norm.output)
+          this.redirect(reader, value, norm.sum?.output ?? norm.input);
         if (reader.is('Identity')) same.add(reader.outputs[0] ?? '');
+      }
     }
   }
 
-  /** Does anything still read the norm's output? What only passes it on, to nobody, is taken out. */
-  keepNorm({ norm }: Site): boolean {
+  /** From now on a node reads another value where it read `from`. */
+  private redirect(reader: Node, from: string, to: string): void {
+    if (this.removed.has(reader)) return;
+    this.nameIn(reader, from, to);
+    this.newReads.add(to);
+  }
+
+  private nameIn(node: Node, from: string, to: string): void {
+    const names = this.redirected.get(node) ?? new Map<string, string>();
+    this.redirected.set(node, names.set(from, to));
+  }
+
+  /**
+   * Does anything still read the norm's output, or that with its rows moved? What only passes it on, to nobody, is taken out.
+   * The names of rows that are moved before the norm, and of what the node reads, are final then.
+   */
+  keepNorm({ norm, moved }: Site, node: BuiltNode): boolean {
     if (!norm) return false;
     const passing = new Set<Node>();
-    const values = [norm.output];
+    const values = [norm.output, ...(moved === undefined ? [] : [moved])];
     for (const value of values) {
       for (const reader of this.index.readers(value)) {
         if (this.removed.has(reader) || reader.domain !== '' || !PASSING.has(reader.opType)) continue;
@@ -68,7 +92,33 @@ export class GraphEdits {
     // Backwards: one is dead once those behind it are.
     for (const node of [...passing].reverse())
       if (!node.outputs.some((name) => name !== '' && this.isRead(name))) this.drop(node);
-    return this.isRead(norm.output);
+    return moved === undefined ? this.isRead(norm.output) : this.keepMoved(moved, node);
+  }
+
+  /** Others that read what the projections read get it from the node, normalised, under the same name. */
+  private keepMoved(moved: string, node: BuiltNode): boolean {
+    const producer = this.index.producers.get(moved);
+    // They are the same before the norm.
+    const shapes = this.index.readers(moved).filter((reader) => reader.is('Shape'));
+    const kept = producer !== undefined && this.isRead(moved, shapes);
+    if (kept) {
+      const rows = this.names.unique(`${moved}/${OP}`);
+      this.nameIn(producer, moved, rows);
+      for (const reader of shapes) this.redirect(reader, moved, rows);
+      node.inputs[0] = rows;
+    }
+    this.newReads.add(node.inputs[0] ?? '');
+    return kept;
+  }
+
+  /** Gives an initialiser another name. */
+  rename({ tensor, name, readers }: Renamed): void {
+    const { graph } = this.index;
+    if (!this.isRead(tensor.name)) return;
+    graph.addInitializer(encodeTensor(name, tensor.type, tensor.dims, tensor.bytes()));
+    for (const reader of readers) this.redirect(reader, tensor.name, name); // not those that are gone
+    graph.removeInitializer(tensor.name);
+    graph.removeValueInfo(tensor.name);
   }
 
   private drop(node: Node): void {
@@ -77,7 +127,7 @@ export class GraphEdits {
   }
 
   /** Is a value a graph output, or read by a node that stays or is new, here or in a graph that such a node holds? */
-  private isRead(name: string): boolean {
+  private isRead(name: string, except: readonly Node[] = []): boolean {
     return (
       this.newReads.has(name) ||
       this.index.isGraphOutput(name) ||
@@ -86,8 +136,9 @@ export class GraphEdits {
         .some(
           (reader) =>
             !this.removed.has(reader) &&
-            !this.redirected.has(reader) &&
-            (reader.inputs.includes(name) || this.isReadWithin(reader, name)),
+            !except.includes(reader) &&
+            ((reader.inputs.includes(name) && !this.redirected.get(reader)?.has(name)) ||
+              this.isReadWithin(reader, name)),
         ) ||
       this.newReadsWithin(name)
     );
@@ -108,12 +159,17 @@ export class GraphEdits {
     return this.newReads.has(name) || this.newReadsWithin(name);
   }
 
-  /** Puts a built node where the norm ended, or where the first projection stood. `normSlot`: the function has the output `norm`, used or not. */
-  insert({ norm, projections }: Site, node: BuiltNode, normSlot: boolean, overload: string): void {
+  /**
+   * Puts a built node where the norm ended, where its rows have been moved, or where the first projection stood.
+   *
+   * @param normSlot the function has the output `norm`, used or not.
+   */
+  insert({ norm, projections, moved }: Site, node: BuiltNode, normSlot: boolean, overload: string): void {
     const { graph } = this.index;
-    const place = norm ? (this.index.producers.get(norm.output) ?? norm.node) : projections[0]?.nodes[0];
+    const start = norm && (this.index.producers.get(norm.output) ?? norm.node);
+    const place = moved === undefined ? (start ?? projections[0]?.nodes[0]) : this.index.readers(moved)[0];
     if (!place) throw new TypeError('a site without nodes');
-    const { emitNorm } = node.report;
+    const normOutput = norm && node.report.emitNorm ? (moved ?? norm.output) : '';
     for (const { home, parts } of node.initializers) home.graph.addInitializer(parts);
     const after: Uint8Array[] = [];
     /** A node behind the new one that makes `output`; returns the name of what it reads. */
@@ -143,14 +199,15 @@ export class GraphEdits {
     });
     const [first = '', ...further] = results;
     const y = first === '' ? this.names.unique(`${node.name}.y`) : first; // the op's first output always has a name
-    const outputs =
-      normSlot || further.length > 0 ? [y, norm && emitNorm ? norm.output : '', ...further] : [y];
+    const outputs = normSlot || further.length > 0 ? [y, normOutput, ...further] : [y];
     // Where the input's rank is not known, the op cannot say its outputs' type: see ops/shape_inference.cc.
     for (const output of outputs) if (output !== '') graph.addType(output, node.variant.type);
     const message = encodeBuilt(node, outputs, overload);
-    if (norm && emitNorm) this.newReads.add(norm.output);
-    const before = norm?.sum ? this.sumOf(norm.sum.terms, node) : [];
-    for (const bytes of [...before, message, ...after]) graph.insertNode(place, bytes);
+    if (normOutput !== '') this.newReads.add(normOutput);
+    if (norm?.sum)
+      for (const bytes of this.sumOf(norm.sum, node, moved !== undefined))
+        graph.insertNode(start ?? place, bytes);
+    for (const bytes of [message, ...after]) graph.insertNode(place, bytes);
     this.added.push({ domain: DOMAIN, opType: OP });
   }
 
@@ -158,9 +215,9 @@ export class GraphEdits {
    * NodeProtos that add terms up to the node's input. Three and more terms of a 16-bit type are added in float32 and rounded
    * once, as ONNX Runtime's kernels do on the CPU; of two, one Add in the type itself does the same.
    */
-  private sumOf(terms: readonly string[], node: BuiltNode): Uint8Array[] {
+  private sumOf({ terms, output }: NonNullable<Norm['sum']>, node: BuiltNode, moved: boolean): Uint8Array[] {
     const { type } = node.variant;
-    const [sum = ''] = node.inputs;
+    const sum = moved ? output : (node.inputs[0] ?? '');
     const messages: Uint8Array[] = [];
     const emit = (opType: string, inputs: string[], output: string, to?: number): string => {
       const attributes = to === undefined ? [] : [encodeAttribute('to', { integer: to })];
@@ -177,21 +234,6 @@ export class GraphEdits {
     );
     if (wide) emit('Cast', [total], sum, type);
     return messages;
-  }
-
-  /** A norm keeps its input's shape: who asks for the shape of its output can ask the input, and the output need not exist. */
-  private redirectShapes(output: string, input: string): void {
-    if (output === '') return;
-    for (const reader of this.index.readers(output)) {
-      if (!reader.is('Shape') || this.removed.has(reader) || this.redirected.has(reader)) continue;
-      const writer = new MessageWriter();
-      for (const field of readFields(reader.message, reader.label)) {
-        if (field.number === 1 && text(field) === output) writer.string(1, input);
-        else writer.copy(field.span);
-      }
-      this.redirected.set(reader, writer.finish());
-      this.newReads.add(input);
-    }
   }
 
   /**
@@ -224,12 +266,15 @@ export class GraphEdits {
     return [...freed];
   }
 
-  /** Puts the edits of inner graphs into the nodes that hold them, and imports the op where a function has opsets of its own. */
+  /**
+   * Writes the nodes that read other values now, puts the edits of inner graphs into the nodes that hold them, and imports
+   * the op where a function has opsets of its own.
+   */
   finish(): void {
     const { graph } = this.index;
-    for (const [reader, message] of this.redirected) {
+    for (const [reader, names] of this.redirected) {
       if (this.removed.has(reader)) continue;
-      graph.insertNode(reader, message);
+      graph.insertNode(reader, renamed(reader, names));
       graph.removeNode(reader);
     }
     for (const [holder, edits] of this.held) {
@@ -250,4 +295,15 @@ export class GraphEdits {
     }));
     return countOps(constants, countOps(this.added, countOps(this.removed, before, -1)));
   }
+}
+
+/** A node's message with other names for some of its inputs and outputs. */
+function renamed(node: Node, names: ReadonlyMap<string, string>): Uint8Array {
+  const writer = new MessageWriter();
+  for (const field of readFields(node.message, node.label)) {
+    const name = field.number === 1 || field.number === 2 ? names.get(text(field)) : undefined;
+    if (name === undefined) writer.copy(field.span);
+    else writer.string(field.number, name);
+  }
+  return writer.finish();
 }

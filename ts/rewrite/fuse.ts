@@ -11,6 +11,7 @@ import { checkGraph } from './check_graph.js';
 import { GraphEdits } from './edits.js';
 import { DOMAIN, OP, planFunctions, variantKey } from './function_body.js';
 import { buildNode, type BuiltNode } from './fused_node.js';
+import { generatedNames } from './generated_names.js';
 import { Names } from './names.js';
 import { countOps, opName } from './op_counts.js';
 import { targetsOf, type FuseOptions } from './options.js';
@@ -142,7 +143,7 @@ export function* fuseSteps(
   });
   for (const { edit, site, node } of work) edit.replace(site, node);
   // Inner graphs first: what they no longer read may be read by nobody else.
-  for (const { edit, site, node } of [...work].reverse()) node.report.emitNorm = edit.keepNorm(site);
+  for (const { edit, site, node } of [...work].reverse()) node.report.emitNorm = edit.keepNorm(site, node);
   // One signature for all nodes where that is possible: the output `norm` is there for all or for none.
   const norm = built.some(({ node }) => node.report.emitNorm);
   const called = built.find(({ scope }) => scope.index.inFunction)?.node.variant;
@@ -158,6 +159,8 @@ export function* fuseSteps(
   if (fused.length > 0) {
     const outermost = scopes.filter(({ parent }) => !parent);
     for (const scope of outermost) edits.get(scope)?.clean();
+    for (const [scope, edit] of edits)
+      for (const renamed of generatedNames(scope, names)) edit.rename(renamed);
     for (const scope of outermost) edits.get(scope)?.finish();
     model.addOpset(DOMAIN, 1);
     if (fallback) {

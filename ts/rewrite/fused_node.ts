@@ -170,7 +170,8 @@ function build(
       source,
     );
   // A sum that no value of the graph holds gets a name; the edits put the Adds there.
-  const input = norm?.sum ? norm.sum.output || names.unique(`${norm.output}/sum`) : site.input;
+  const sum = norm?.sum && (norm.sum.output || names.unique(`${norm.output}/sum`));
+  const input = site.moved ?? sum ?? site.input;
   const inputs = [
     input,
     weights.value.weight,

@@ -15,7 +15,12 @@ const TYPE_OF_INPUT: Record<string, number> = {
   DequantizeLinear: 1,
 };
 /** Likewise of com.microsoft's operators. */
-const TYPE_OF_FIRST_INPUT_MICROSOFT = new Set(['MatMulNBits', 'DynamicQuantizeMatMul']);
+const TYPE_OF_FIRST_INPUT_MICROSOFT = new Set(
+  (
+    'MatMulNBits DynamicQuantizeMatMul FusedMatMul FusedGemm Gelu FastGelu BiasGelu QuickGelu BiasSplitGelu BiasAdd ' +
+    'SkipLayerNormalization SkipSimplifiedLayerNormalization Attention MultiHeadAttention GroupQueryAttention RotaryEmbedding'
+  ).split(' '),
+);
 const TYPE_OF_FIRST_INPUT = new Set(
   (
     'Identity Add Sub Mul Div Pow Neg Sqrt Reciprocal Abs Exp Log Relu Gelu Erf Tanh Sigmoid Softmax LogSoftmax Clip Max Min ' +
@@ -48,6 +53,10 @@ export class GraphIndex {
   readonly scope: string | undefined;
   readonly parent: GraphIndex | undefined;
   readonly inFunction: boolean;
+  /** Nodes that hold this graph, or call it as a function. */
+  readonly users: { index: GraphIndex; node: Node }[] = [];
+  /** By node: the graphs that it holds, and the functions that it may call. */
+  readonly within = new Map<Node, GraphIndex[]>();
   /** Where its nodes stand among all of the model. */
   readonly ordinals = new Map<Node, number>();
   private readonly readersOf = new Map<string, Node[]>();
@@ -101,6 +110,12 @@ export class GraphIndex {
         else this.readersOf.set(name, [node]);
       }
     });
+  }
+
+  /** A node of this graph holds another, or calls it. */
+  enter(node: Node, inner: GraphIndex): void {
+    this.within.set(node, [...(this.within.get(node) ?? []), inner]);
+    inner.users.push({ index: this, node });
   }
 
   /** Is a value one of this graph's own, and not of a graph around it? */
@@ -201,6 +216,12 @@ export class GraphIndex {
     return this.positions.get(node) ?? -1;
   }
 
+  /** Element type that a Cast or CastLike gives; undefined of other nodes, and where it is not known. */
+  castTo(node: Node | undefined): number | undefined {
+    if (node?.is('Cast')) return node.integer('to', 0) || undefined;
+    return node?.is('CastLike') ? this.typeOf(node.inputs[1] ?? '') : undefined;
+  }
+
   /** Element type of a value (DataType), as far as the graph says or the ops on the way imply it. */
   typeOf(name: string, depth = 0): number | undefined {
     const home = this.home(name);
@@ -213,7 +234,8 @@ export class GraphIndex {
     const node = this.producers.get(name);
     if (type === undefined && node?.domain === '') {
       const first = TYPE_OF_INPUT[node.opType] ?? (TYPE_OF_FIRST_INPUT.has(node.opType) ? 0 : undefined);
-      if (node.is('Cast')) type = node.integer('to', 0) || undefined;
+      if (node.is('Cast')) type = this.castTo(node);
+      else if (node.is('CastLike')) type = this.typeOf(node.inputs[1] ?? '', depth + 1);
       else if (node.is('Constant')) type = constantType(node);
       else if (first !== undefined && node.inputs[first]) type = this.typeOf(node.inputs[first], depth + 1);
     }

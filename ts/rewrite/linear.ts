@@ -1,5 +1,6 @@
 /** Projections without a norm: products with constant weights, those of one value together. */
 import type { Node } from '../onnx/node.js';
+import { isAngle } from './angles.js';
 import type { GraphIndex } from './graph_index.js';
 import { projectionRules } from './projections/index.js';
 import { withSplit } from './projections/split.js';
@@ -34,7 +35,7 @@ export function findLinear(
       const failure = skipped
         ? ({ ok: false, reason: 'it is to stay as it is (skip)', at: skipped } as const)
         : match.ok
-          ? unready
+          ? (unready ?? isAngle(index, match.value))
           : match;
       const group = groups.get(input) ?? [];
       if (match.ok && !failure && !match.value.nodes.some((member) => taken.has(member)))

@@ -44,6 +44,7 @@ export function scopesOf(model: Model, source?: DataSource): Scope[] {
           parent: index,
           inFunction: index.inFunction,
         });
+        index.enter(node, inner);
         const child: Scope = { index: inner, parent: scope, holder: node, body: undefined, children: [] };
         scope.children.push(child);
         add(child);
@@ -58,35 +59,28 @@ export function scopesOf(model: Model, source?: DataSource): Scope[] {
   for (const body of called) {
     checkFunction(body);
     const { opsets } = body;
-    const callers = callsOf(body, scopes);
-    const index = new GraphIndex(model, source, {
+    const index: GraphIndex = new GraphIndex(model, source, {
       graph: body,
       opset: opsets.get('') ?? 0,
       scope: `function ${body.id}`,
       inFunction: true,
-      callers,
+      // Asked once all scopes are there.
+      callers: (input) =>
+        index.users.map((call) => ({ index: call.index, value: call.node.inputs[input] ?? '' })),
     });
     add({ index, parent: undefined, holder: undefined, body, children: [] });
   }
-  return scopes;
-}
-
-/** What the calls of a function give for one of its inputs; looked for when it is asked for, once all scopes are there. */
-function callsOf(
-  body: FunctionBody,
-  scopes: readonly Scope[],
-): (input: number) => { index: GraphIndex; value: string }[] {
   // With overloads, a call may be one of another function of that name: what all give holds for each.
-  const key = keyOf(body.domain, body.name);
-  let calls: { index: GraphIndex; node: Node }[] | undefined;
-  return (input) => {
-    calls ??= scopes.flatMap(({ index }) =>
-      index.graph.nodes
-        .filter((node) => keyOf(node.domain, node.opType) === key)
-        .map((node) => ({ index, node })),
-    );
-    return calls.map(({ index, node }) => ({ index, value: node.inputs[input] ?? '' }));
-  };
+  const functions = new Map<string, GraphIndex[]>();
+  for (const { index, body } of scopes) {
+    if (!body) continue;
+    const key = keyOf(body.domain, body.name);
+    functions.set(key, [...(functions.get(key) ?? []), index]);
+  }
+  for (const { index } of scopes)
+    for (const node of index.graph.nodes)
+      for (const inner of functions.get(keyOf(node.domain, node.opType)) ?? []) index.enter(node, inner);
+  return scopes;
 }
 
 /** The functions that a graph calls, directly or through others, in the model's order. Throws where one calls itself. */

@@ -15,6 +15,8 @@ export interface Site {
   norm: Norm | undefined;
   /** What the node reads; with `norm.sum`, the first of its terms. */
   input: string;
+  /** The value that the projections read, and now the node, where other nodes move the rows of the norm's result: rows.ts. */
+  moved?: string | undefined;
   projections: Projection[];
   targets: Target[];
   /** Those of the projections that lead to attention. */

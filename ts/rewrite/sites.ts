@@ -6,7 +6,7 @@ import { findConstant } from './constants.js';
 import type { GraphIndex } from './graph_index.js';
 import { attentionBehind, groupByAttention } from './grouping.js';
 import { findLinear } from './linear.js';
-import type { Failure } from './match.js';
+import type { Failure, Match } from './match.js';
 import type { Norm } from './norms/norm.js';
 import { normRules } from './norms/index.js';
 import { findNearMisses } from './norms/near_misses.js';
@@ -16,12 +16,16 @@ import type { Projection } from './projections/projection.js';
 import { withSplit } from './projections/split.js';
 import { unflattened } from './projections/unflatten.js';
 import type { Refusal } from './report.js';
+import { movedRows } from './rows.js';
 import { checkOpset, checkRank, nodesOf, refusal, type Site } from './site.js';
 
 const NARROW = new Set<number>([DataType.float16, DataType.bfloat16]);
 
 /** Norms whose result has the type of their scale, which need not be their input's. */
 const RETYPING = new Set(['RMSNormalization', 'SimplifiedLayerNormalization']);
+
+/** ONNX Runtime's operators that hold the weights of Q, K and V. */
+const WHOLE_ATTENTION = ['Attention', 'QAttention', 'PackedAttention', 'DecoderMaskedSelfAttention'];
 
 /** Norms that are one node, and the rules for them. */
 const NORM_RULES: Record<string, string> = {
@@ -99,30 +103,22 @@ function siteOf(
   const kept = norm.nodes.find((node) => keep.has(node));
   if (kept) return failed('it is to stay as it is (skip)', kept);
 
-  const projections: Projection[] = [];
-  const misses: { reader: Node; rule: string; failure: Failure }[] = [];
-  for (const [value, narrowed] of aliasesOf(index, norm)) {
-    for (const reader of index.readers(value)) {
-      for (const rule of projectionRules) {
-        const match = rule.match(index, reader, value);
-        if (!match) continue;
-        const skipped = match.ok ? match.value.nodes.find((node) => keep.has(node)) : undefined;
-        const failure = skipped
-          ? failed('a projection is to stay as it is (skip)', skipped)
-          : match.ok
-            ? undefined
-            : match;
-        if (failure) misses.push({ reader, rule: rule.name, failure });
-        else if (match.ok)
-          projections.push(narrowed === undefined ? match.value : { ...match.value, narrowed });
-        break;
-      }
-    }
-  }
+  let { projections, misses } = projectionsOf(index, norm, norm.output, keep);
+  const moved = projections.length === 0 ? movedBy(index, norm) : undefined;
+  if (moved?.ok) ({ projections, misses } = projectionsOf(index, norm, moved.value, keep));
+  else if (moved) return misses[0]?.failure ?? moved;
   if (projections.length === 0) {
-    const [reader] = index.readers(norm.output);
+    const readers = index.readers(norm.output);
+    const whole = readers.find((reader) =>
+      WHOLE_ATTENTION.some((opType) => reader.is(opType, 'com.microsoft')),
+    );
     const reason = `its output '${norm.output}' feeds no MatMul or Gemm with constant weights`;
-    return misses[0]?.failure ?? failed(reason, reader);
+    const nearest = misses[0]?.failure;
+    if (!whole || nearest) return nearest ?? failed(reason, readers[0]);
+    return failed(
+      `${reason}, but ${whole.opType} '${whole.label}', which multiplies by those of Q, K and V itself`,
+      whole,
+    );
   }
   if (projections.length > MAX_PROJECTIONS)
     return failed(`its output feeds ${projections.length} projections, more than ${MAX_PROJECTIONS}`);
@@ -148,7 +144,8 @@ function siteOf(
   const toAttention = new Set(qkv ? largest : []);
   const choice = chooseCompatible(index, norm, group, stated, toAttention);
   if ('reason' in choice) return choice;
-  const unranked = checkRank(index, norm.input);
+  const input = moved?.value ?? norm.input;
+  const unranked = checkRank(index, input);
   if (unranked) return unranked;
   const attention = new Set(choice.projections.filter((p) => toAttention.has(p)).map((p) => p.node));
   const refused = choice.others.map(({ projection: { node, rule }, failure }) =>
@@ -161,10 +158,13 @@ function siteOf(
     if (index.isConstant(reader.inputs[1] ?? '') && (leads ? qkv : targets.has('mlp')))
       refused.push(refusal(index, reader, rule, failure));
   }
+  // What keeps the shape that the projections have to restore.
+  const shaped = moved ? { input, output: input } : norm;
   const site: Site = {
     norm,
-    input: norm.input,
-    projections: choice.projections.map((p) => withSplit(index, unflattened(index, p, norm), norm.input)),
+    input,
+    moved: moved?.value,
+    projections: choice.projections.map((p) => withSplit(index, unflattened(index, p, shaped), input)),
     targets: [
       ...(attention.size > 0 ? (['qkv'] as const) : []),
       ...(attention.size < choice.projections.length ? (['mlp'] as const) : []),
@@ -175,13 +175,70 @@ function siteOf(
   return { site, refused };
 }
 
+/** A projection that is none, and why. */
+interface Miss {
+  reader: Node;
+  rule: string;
+  failure: Failure;
+}
+
+/** The projections of a norm's result, or of what moves its rows, and what came near to one. */
+function projectionsOf(
+  index: GraphIndex,
+  norm: Norm,
+  output: string,
+  keep: ReadonlySet<Node>,
+): { projections: Projection[]; misses: Miss[] } {
+  const projections: Projection[] = [];
+  const misses: Miss[] = [];
+  for (const [value, narrowed] of aliasesOf(index, norm, output)) {
+    for (const reader of index.readers(value)) {
+      const found = projectionAt(index, reader, value);
+      if (!found) continue;
+      const { rule, match } = found;
+      const skipped = match.ok ? match.value.nodes.find((node) => keep.has(node)) : undefined;
+      const reason = 'a projection is to stay as it is (skip)';
+      if (skipped) misses.push({ reader, rule, failure: { ok: false, reason, at: skipped } });
+      else if (!match.ok) misses.push({ reader, rule, failure: match });
+      else projections.push(narrowed === undefined ? match.value : { ...match.value, narrowed });
+    }
+  }
+  return { projections, misses };
+}
+
+/** What the first rule says that knows a reader of a value. */
+function projectionAt(
+  index: GraphIndex,
+  reader: Node,
+  value: string,
+): { rule: string; match: Match<Projection> } | undefined {
+  for (const rule of projectionRules) {
+    const match = rule.match(index, reader, value);
+    if (match) return { rule: rule.name, match };
+  }
+  return undefined;
+}
+
+/** The value that projections read behind nodes that move the rows of a norm's result. */
+function movedBy(index: GraphIndex, norm: Norm): Match<string> | undefined {
+  const k = norm.gamma?.tensor.count ?? index.dimsOf(norm.input)?.at(-1) ?? -1;
+  // A sum that has no name yet is there only for the node itself.
+  if (k <= 1 || norm.sum?.output === '') return undefined;
+  return movedRows(index, norm, k, (start, value) => {
+    const quantized = start.is('DynamicQuantizeLinear') ? (start.outputs[0] ?? '') : undefined;
+    const readers = quantized === undefined ? [start] : index.readers(quantized);
+    const found = readers.map((reader) => projectionAt(index, reader, quantized ?? value)?.match);
+    return found.flatMap((match) => (match?.ok ? [match.value.k] : []))[0];
+  });
+}
+
 /**
- * What is as good as a norm's result for its readers: what Identity, Dropout without a mask, or DynamicQuantizeLinear makes
- * of it; and of a norm in float32 what Cast makes of it, with the 16-bit type.
+ * What is as good as a value for its readers, a norm's result or that with its rows moved: what Identity, Dropout without a
+ * mask, or DynamicQuantizeLinear makes of it; and of a norm in float32 what Cast makes of it, with the 16-bit type.
  */
-function aliasesOf(index: GraphIndex, norm: Norm): Map<string, number | undefined> {
+function aliasesOf(index: GraphIndex, norm: Norm, output: string): Map<string, number | undefined> {
   const wide = [norm.input, norm.output].every((name) => index.typeOf(name) === DataType.float);
-  const values = new Map<string, number | undefined>([[norm.output, undefined]]);
+  const values = new Map<string, number | undefined>([[output, undefined]]);
   for (const [name, narrowed] of values) {
     for (const reader of index.readers(name)) {
       const output = reader.outputs[0];
@@ -189,7 +246,7 @@ function aliasesOf(index: GraphIndex, norm: Norm): Map<string, number | undefine
       // Integer products read what DynamicQuantizeLinear makes; their rules look at it.
       const passes = reader.is('Identity') || (reader.is('Dropout') && dropsNothing(index, reader));
       if (passes || reader.is('DynamicQuantizeLinear')) values.set(output, narrowed);
-      const to = reader.is('Cast') ? reader.integer('to', 0) : 0;
+      const to = index.castTo(reader) ?? 0;
       if (wide && narrowed === undefined && NARROW.has(to)) values.set(output, to);
     }
   }

@@ -98,7 +98,7 @@ function checkCasts(
   [squared, deviation]: readonly [Node | undefined, Node | undefined],
   tail: { output: string; nodes: readonly Node[] },
 ): Match<undefined> {
-  const last = tail.nodes.filter((node) => node.is('Cast'));
+  const last = tail.nodes.filter((node) => index.castTo(node) !== undefined);
   const first = entry.cast ?? squared ?? deviation ?? last[0];
   if (!first) return { ok: true, value: undefined };
   const from = index.typeOf(entry.source);
@@ -116,7 +116,7 @@ function checkCasts(
     ...last.map((node) => ['the normalised value', node] as const),
     ['the deviation', deviation] as const,
   ]) {
-    const type = cast?.integer('to', 0);
+    const type = index.castTo(cast);
     if (cast && type !== undefined && type !== DataType.float && type !== from)
       return fail(`${what} is cast to ${dataTypeName(type)}, expected float32 or x's type`, cast);
   }
@@ -135,7 +135,7 @@ function endsOf(
   const entry = skipWidening(index, input);
   if (index.typeOf(entry.source) === index.typeOf(tail.output)) return { entry, tail };
   const last = tail.nodes.at(-1);
-  const to = last?.is('Cast') ? last.integer('to', 0) : 0;
+  const to = index.castTo(last);
   const inner =
     last && (to === DataType.float16 || to === DataType.bfloat16)
       ? { ...tail, output: last.inputs[0] ?? '', nodes: tail.nodes.slice(0, -1) }

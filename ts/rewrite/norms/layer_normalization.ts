@@ -50,9 +50,9 @@ function withCasts(index: GraphIndex, norm: Norm): Norm {
   const [last, ...others] = index.readers(norm.output);
   const type = index.typeOf(source);
   const output = last?.outputs[0];
-  if (!last?.is('Cast') || others.length > 0 || index.isGraphOutput(norm.output) || output === undefined)
+  if (last?.inputs[0] !== norm.output || others.length > 0 || index.isGraphOutput(norm.output)) return norm;
+  if (output === undefined || type === undefined || !isFloat(type) || index.castTo(last) !== type)
     return norm;
-  if (type === undefined || !isFloat(type) || last.integer('to', 0) !== type) return norm;
   const value = cast?.outputs[0] ?? '';
   // The Cast may serve other readers as well; it goes with the norm only if nobody else needs it.
   const alone = cast && !index.isGraphOutput(value) && index.readers(value).length === 1;

@@ -168,7 +168,7 @@ export function readTail(
     const [reader, ...others] = index.readers(output);
     const result = reader?.outputs[0];
     if (!reader || others.length > 0 || result === undefined || index.isGraphOutput(output)) break;
-    if (reader.is('Cast')) {
+    if (reader.inputs[0] === output && index.castTo(reader) !== undefined) {
       // Taken along where the value goes on as float; the caller checks the types at both ends.
     } else if (reader.is('Mul') && !gamma && !beta) {
       const vector = otherOperand(index, reader, output);
@@ -194,17 +194,18 @@ function otherOperand(index: GraphIndex, node: Node, value: string): Constant | 
   return (vectorLength(constant) ?? 0) > 1 ? constant : undefined;
 }
 
-/** Behind a Cast of a value: where it comes from. */
+/** Behind a Cast or CastLike of a value: where it comes from. */
 export function skipCast(index: GraphIndex, name: string): { source: string; cast: Node | undefined } {
   const cast = index.producers.get(name);
   const source = cast?.inputs[0];
-  return cast?.is('Cast') && source !== undefined ? { source, cast } : { source: name, cast: undefined };
+  return index.castTo(cast) !== undefined && source !== undefined
+    ? { source, cast }
+    : { source: name, cast: undefined };
 }
 
 /** Behind a Cast that brings a value of a float type to float32, which loses nothing: where it comes from. */
 export function skipWidening(index: GraphIndex, name: string): { source: string; cast: Node | undefined } {
   const skipped = skipCast(index, name);
-  const exact =
-    isFloat(index.typeOf(skipped.source) ?? 0) && skipped.cast?.integer('to', 0) === DataType.float;
+  const exact = isFloat(index.typeOf(skipped.source) ?? 0) && index.castTo(skipped.cast) === DataType.float;
   return exact ? skipped : { source: name, cast: undefined };
 }

@@ -1,4 +1,5 @@
 /** The projection rules, in the order in which they are tried. */
+import { fusedMatMul } from './fused_matmul.js';
 import { gemm } from './gemm.js';
 import { matMul } from './matmul.js';
 import { matMulInteger } from './matmul_integer.js';
@@ -10,6 +11,7 @@ import type { ProjectionRule } from './projection.js';
 export const projectionRules: readonly ProjectionRule[] = [
   matMul,
   gemm,
+  fusedMatMul,
   matMulNBits,
   matMulInteger,
   matMulIntegerToFloat,

@@ -8,8 +8,11 @@ import type { Norm } from '../norms/norm.js';
 import { dimensionsIn, rankOf, shapeSource } from '../shapes.js';
 import type { Projection } from './projection.js';
 
+/** What a norm reads and gives, which have one shape; of rows that are moved behind it, that is one value. */
+type Ends = Pick<Norm, 'input' | 'output'>;
+
 /** @param norm its input's leading dimensions are those that were joined. */
-export function unflattened(index: GraphIndex, projection: Projection, norm: Norm): Projection {
+export function unflattened(index: GraphIndex, projection: Projection, norm: Ends): Projection {
   const { output, flattened } = projection;
   const [reader, ...others] = index.readers(output);
   const result = reader?.outputs[0];
@@ -27,7 +30,7 @@ export function unflattened(index: GraphIndex, projection: Projection, norm: Nor
 }
 
 /** Is the target [leading dimensions of the norm's input, n]? */
-function restores(index: GraphIndex, name: string, n: number, norm: Norm): boolean {
+function restores(index: GraphIndex, name: string, n: number, norm: Ends): boolean {
   const target = dimensionsIn(index, name);
   const stated = index.dimsOf(norm.input);
   const rank = rankOf(index, norm.input);
