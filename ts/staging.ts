@@ -191,9 +191,10 @@ export class Staging {
   private makeScratch(): void {
     if (this.created) return;
     this.kept.push(...clearLeftovers(this.file));
-    fs.mkdirSync(this.scratch);
+    // Before the folder is there: a signal in between would leave it.
     this.created = true;
     removeAtSignals(this);
+    fs.mkdirSync(this.scratch);
     fs.writeFileSync(path.join(this.scratch, OWNER_FILE), ownerRecord());
   }
 

@@ -1,4 +1,5 @@
 /** Folders that must not be left behind, not even by a process that a signal ends. */
+import crypto from 'node:crypto';
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
@@ -33,10 +34,11 @@ export function keepAtSignals(own: Removable): void {
 
 /** Runs `action` with a fresh folder in the system's place for such, which is removed behind it. */
 export async function inTemporaryFolder<T>(action: (folder: string) => Promise<T>): Promise<T> {
-  const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'qkvgemm-'));
+  const folder = path.join(os.tmpdir(), `qkvgemm-${crypto.randomBytes(8).toString('hex')}`);
   const own = { remove: () => fs.rmSync(folder, { recursive: true, force: true }) };
-  removeAtSignals(own);
+  removeAtSignals(own); // before it is there: a signal in between would leave it
   try {
+    fs.mkdirSync(folder, { mode: 0o700 });
     return await action(folder);
   } finally {
     own.remove();
