@@ -57,32 +57,45 @@ export function addNorm(model: ModelBuilder, norm: Norm, inputs: readonly string
   return model.node(opType, inputs, [output], { attributes });
 }
 
-/** The norm, then a MatMul and an Add each for query, key and value. */
-export function stockModel({ norm, k, n, splits, operands }: Block): Uint8Array {
-  const { weight, bias } = operands;
-  const model = blockModel(k, splits);
+/** Adds the block's norm of `x`. */
+export function normOf(model: ModelBuilder, { norm, operands }: Block): string {
   const vectors = (['gamma', 'beta'] as const).flatMap((name) => {
     const operand = operands[name];
     return operand ? [model.floats(name, operand.dims, operand.values)] : [];
   });
-  const normalised = addNorm(model, norm, ['x', ...vectors], 'normalised');
-  let start = 0;
+  return addNorm(model, norm, ['x', ...vectors], 'normalised');
+}
+
+/** Weight [k, columns] and bias of query, key or value alone. */
+export function columnsOf(
+  { k, n, splits, operands }: Block,
+  which: number,
+): { weight: Float32Array<ArrayBuffer>; bias: Float32Array<ArrayBuffer> | undefined } {
+  const columns = splits[which] ?? 0;
+  const start = splits.slice(0, which).reduce((sum, count) => sum + count, 0);
+  const weight = new Float32Array(k * columns);
+  for (let row = 0; row < k; row++) {
+    const from = row * n + start;
+    weight.set(operands.weight.values.subarray(from, from + columns), row * columns);
+  }
+  return { weight, bias: operands.bias?.values.slice(start, start + columns) };
+}
+
+/** The norm, then a MatMul and an Add each for query, key and value. */
+export function stockModel(block: Block): Uint8Array {
+  const { k, splits } = block;
+  const model = blockModel(k, splits);
+  const normalised = normOf(model, block);
   splits.forEach((columns, i) => {
     const output = OUTPUTS[i] as string;
-    const part = new Float32Array(k * columns);
-    for (let row = 0; row < k; row++) {
-      const from = row * n + start;
-      part.set(weight.values.subarray(from, from + columns), row * columns);
-    }
-    const inputs = [normalised, model.floats(`w_${output}`, [k, columns], part)];
+    const { weight, bias } = columnsOf(block, i);
+    const inputs = [normalised, model.floats(`w_${output}`, [k, columns], weight)];
     if (bias) {
       const product = model.node('MatMul', inputs, [`${output}_product`]);
-      const values = bias.values.slice(start, start + columns);
-      model.node('Add', [product, model.floats(`b_${output}`, [columns], values)], [output]);
+      model.node('Add', [product, model.floats(`b_${output}`, [columns], bias)], [output]);
     } else {
       model.node('MatMul', inputs, [output]);
     }
-    start += columns;
   });
   return model.finish();
 }
@@ -109,11 +122,11 @@ export function blockSpec({ norm, k, n }: Pick<Block, 'norm' | 'k' | 'n'>, rows:
 }
 
 /** One node with those operands; they have no input. */
-export function fusedModel(block: Block, operands: Operands): Uint8Array {
+export function fusedModel(block: Block, operands: Operands, spec: Partial<QkvGemmSpec> = {}): Uint8Array {
   const { k, splits } = block;
   const input = { type: float, dims: [0, k], values: new Float32Array() };
   const form = { inputDims: ['M', k], outputs: ['q', '', 'k', 'v'] };
-  return qkvGemmModel({ ...blockSpec(block, 0), splits }, { ...operands, input }, form).bytes;
+  return qkvGemmModel({ ...blockSpec(block, 0), splits, ...spec }, { ...operands, input }, form).bytes;
 }
 
 /** Bytes of weights and scales that a call reads. */
@@ -132,8 +145,12 @@ export function emptyModel({ k }: BlockShape): Uint8Array {
 }
 
 /** A graph x [M, k] -> q, k, v, without its nodes. */
-function blockModel(k: number, splits: readonly number[]): ModelBuilder {
-  const model = new ModelBuilder();
+export function blockModel(
+  k: number,
+  splits: readonly number[],
+  opsets: Record<string, number> = {},
+): ModelBuilder {
+  const model = new ModelBuilder(opsets);
   model.input('x', ['M', k]);
   OUTPUTS.forEach((name, i) => model.output(name, ['M', splits[i] ?? 0]));
   return model;

@@ -1,7 +1,8 @@
 /**
- * The op on the CPU against the stock graph: norm + query, key and value projections with bias, two threads.
+ * The op on the CPU against the stock graph, and against what ONNX Runtime has for 8-bit weights: norm + query, key and value
+ * projections with bias, two threads.
  *
- *   npm run bench:cpu [-- --seconds S] [--threads T] [--k 768|4096] [--m 1,8,128,512]
+ *   npm run bench:cpu [-- --seconds S] [--threads T] [--k 768,4096] [--n 2304,12288] [--m 1,8,128,512] [--no-peers]
  *
  * Prints a markdown table; every result is checked before it is timed, and a wrong one ends the run with exit code 1.
  */
@@ -11,20 +12,30 @@ import { Comparison, TOLERANCE, type Measured } from './bench/compare.js';
 import { lastLevelCache, machineLine } from '../ts/bench/machine.js';
 import { duration } from '../ts/bench/timing.js';
 
-const shapes: BlockShape[] = [768, 4096].map((k) => ({
-  name: `K=${k}, N=${3 * k}`,
-  norm: 'layer_norm',
-  k,
-  splits: [k, k, k],
+const shape = (k: number, splits: BlockShape['splits'], norm: BlockShape['norm']): BlockShape => ({
+  name: `K=${k}, N=${splits.reduce((sum, columns) => sum + columns, 0)}`,
+  ...{ norm, k, splits },
   bias: true,
-}));
+});
+/** BERT-base, Llama 1B, Llama 8B, that without shared keys, Llama 70B. */
+const SHAPES = [
+  shape(768, [768, 768, 768], 'layer_norm'),
+  shape(2048, [2048, 512, 512], 'rms_norm'),
+  shape(4096, [4096, 1024, 1024], 'rms_norm'),
+  shape(4096, [4096, 4096, 4096], 'layer_norm'),
+  shape(8192, [8192, 1024, 1024], 'rms_norm'),
+];
 
 function row(block: { k: number; n: number }, result: Measured): string {
   const { median, p10, p90, samples } = result.timing;
   const flops = 2 * result.m * block.k * block.n;
   const cells = [
     result.m,
-    result.name === 'stock' ? 'stock graph fp32' : `QKVGemm ${result.name}`,
+    result.name === 'stock'
+      ? 'stock graph fp32'
+      : result.name.includes('MatMul')
+        ? result.name
+        : `QKVGemm ${result.name}`,
     median.toFixed(1),
     `${p10.toFixed(1)} - ${p90.toFixed(1)}`,
     samples,
@@ -42,16 +53,17 @@ async function bench(
   ms: readonly number[],
   threads: number,
   seconds: number,
+  peers: boolean,
 ): Promise<void> {
   const started = Date.now();
   const say = (line: string): void =>
     console.error(`[${shape.name}, ${((Date.now() - started) / 1000).toFixed(0)} s] ${line}`);
   say('making weights and sessions');
-  const comparison = await Comparison.create(shape, {
-    intraOpNumThreads: threads,
-    interOpNumThreads: 1,
-    executionMode: 'sequential',
-  });
+  const comparison = await Comparison.create(
+    shape,
+    { intraOpNumThreads: threads, interOpNumThreads: 1, executionMode: 'sequential' },
+    { peers },
+  );
   const rows: string[] = [];
   for (const m of ms) {
     say(`M=${m}: verifying and timing`);
@@ -60,7 +72,9 @@ async function bench(
   }
   const overhead = await comparison.callOverhead();
   await comparison.release();
-  console.log(`\n### ${shape.name}, LayerNorm, bias, ${threads} threads\n`);
+  console.log(
+    `\n### ${shape.name}, ${shape.norm === 'layer_norm' ? 'LayerNorm' : 'RMSNorm'}, bias, ${threads} threads\n`,
+  );
   const bytes = comparison.block.operands.weight.values.byteLength;
   const cache = lastLevelCache();
   const fits = (size: number): string =>
@@ -84,13 +98,24 @@ const { values } = parseArgs({
     seconds: { type: 'string', default: '15' },
     threads: { type: 'string', default: '2' },
     k: { type: 'string' },
+    n: { type: 'string' },
+    'no-peers': { type: 'boolean', default: false },
     m: { type: 'string', default: '1,8,128,512' },
   },
 });
 const seconds = Number(values.seconds);
 const threads = Number(values.threads);
 const ms = values.m.split(',').map(Number);
-const chosen = shapes.filter(({ k }) => values.k === undefined || k === Number(values.k));
+const wanted = (list: string | undefined, number: number): boolean =>
+  list === undefined || list.split(',').map(Number).includes(number);
+const chosen = SHAPES.filter(
+  ({ k, splits }) =>
+    wanted(values.k, k) &&
+    wanted(
+      values.n,
+      splits.reduce((sum, columns) => sum + columns, 0),
+    ),
+);
 if (
   !(seconds > 0) ||
   !Number.isInteger(threads) ||
@@ -99,19 +124,19 @@ if (
   !ms.every((m) => Number.isInteger(m) && m > 0)
 ) {
   console.error(
-    'bench:cpu: expected --seconds > 0, --threads >= 1, --k 768 or 4096 and --m with numbers of rows.',
+    `bench:cpu: expected --seconds > 0, --threads >= 1, --m with numbers of rows, and --k and --n of ${SHAPES.map(({ name }) => name).join('; ')}.`,
   );
   process.exitCode = 2;
 } else {
   console.log(machineLine());
   try {
-    for (const shape of chosen) await bench(shape, ms, threads, seconds);
+    for (const shape of chosen) await bench(shape, ms, threads, seconds, !values['no-peers']);
   } catch (error) {
     console.error(`bench:cpu failed: ${(error as Error).message}`);
     process.exit(1);
   }
   console.log(
-    '\nOf each row: samples are taken in turn over the five; a sample is one call, or several within 4 ms. "times stock" is the\n' +
+    '\nOf each row: samples are taken in turn over all of them; a sample is one call, or several within 4 ms. "times stock" is the\n' +
       'stock graph\'s median over the row\'s in the same run. "error" is the largest difference from float64 with the stored\n' +
       `weights at sampled rows and columns, of the largest output (more than ${TOLERANCE}, and what rows are rounded, ends the run); "against stock" is that of\n` +
       'all outputs from the stock graph, so that it holds the rounding of the weights.',

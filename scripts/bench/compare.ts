@@ -15,6 +15,7 @@ import {
   type BlockShape,
   type BlockWeightType,
 } from '../../models/qkv_block.js';
+import { dynamicModel, nbitsModel } from '../../models/qkv_peers.js';
 import type { Operands } from '../../models/qkv_gemm.js';
 import { DataType } from '../../ts/onnx/tensor.js';
 import { relativeDifference } from './difference.js';
@@ -28,14 +29,21 @@ import { interleaved, type Timing, type TimingOptions } from '../../ts/bench/tim
  */
 export const TOLERANCE = 2e-5;
 
+/** What rows rounded to 8 bits may cost: they are a hundred times as coarse as the weights' own rounding allows for. */
+const QUANTISED_TOLERANCE = 5e-2;
+
 /** The same of one contender. */
 export function toleranceOf(name: Contender['name']): number {
+  if ((PEERS as readonly string[]).includes(name)) return QUANTISED_TOLERANCE;
   const types: Partial<Record<Contender['name'], number>> = { bf16: DataType.bfloat16, int8: DataType.int8 };
   return TOLERANCE + roundingOf(types[name] ?? DataType.float);
 }
 
+/** Those whose rows are rounded to 8 bits: ONNX Runtime's operators for such weights, and this one asked to. */
+const PEERS = ['MatMulNBits', 'DynamicQuantizeMatMul', 'int8 x int8'] as const;
+
 export interface Contender {
-  name: 'stock' | BlockWeightType;
+  name: 'stock' | BlockWeightType | (typeof PEERS)[number];
   session: ort.InferenceSession;
   /** Bytes of weights that a call reads. */
   weightBytes: number;
@@ -66,6 +74,7 @@ export class Comparison {
   static async create(
     shape: BlockShape,
     options: ort.InferenceSession.SessionOptions = {},
+    { peers = false } = {},
   ): Promise<Comparison> {
     const block = makeBlock(shape);
     const contenders: Contender[] = [];
@@ -79,6 +88,13 @@ export class Comparison {
       const operands = storedOperands(block, name);
       const session = await ort.InferenceSession.create(fusedModel(block, operands), withQkvGemm(options));
       add(name, session, operands);
+    }
+    if (peers) {
+      const int8 = storedOperands(block, 'int8');
+      const own = fusedModel(block, int8, { activationQuant: true });
+      add('int8 x int8', await ort.InferenceSession.create(own, withQkvGemm(options)), int8);
+      add('MatMulNBits', await ort.InferenceSession.create(nbitsModel(block), options), int8);
+      add('DynamicQuantizeMatMul', await ort.InferenceSession.create(dynamicModel(block), options), int8);
     }
     return new Comparison(block, contenders, await ort.InferenceSession.create(emptyModel(shape), options));
   }
