@@ -43,3 +43,8 @@ export class QkvGemmError extends Error {
     super(readable(message), options);
   }
 }
+
+/** What an error says, whatever was thrown. */
+export function reason(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}

@@ -1,7 +1,8 @@
 /** Where new weights go, and how those that a model has already leave it: into one data file beside the output. */
 import type { DataFile } from './data_file.js';
 import { QkvGemmError } from './errors.js';
-import { externalTensors, HOLDERS, type FolderSource } from './external_data.js';
+import type { LocatedSource } from './located_source.js';
+import { externalTensors, HOLDERS } from './onnx/external_tensors.js';
 import {
   elementSize,
   encodeExternalTensor,
@@ -55,7 +56,7 @@ export class WeightStore implements TensorStore {
 
 export interface MoveOptions {
   data: Pick<DataFile, 'append' | 'copy' | 'location'>;
-  source: FolderSource;
+  source: LocatedSource;
   /** Names of tensors that are in the data file already. */
   moved: ReadonlySet<string>;
   /** Tensors that lie in other files are moved too: the model then needs the data file alone. */
@@ -123,7 +124,7 @@ function isMoved(tensor: Tensor, { data, moved }: MoveOptions): boolean {
 function rangeOf(
   tensor: Tensor,
   external: ExternalData,
-  source: FolderSource,
+  source: LocatedSource,
 ): { file: string; offset: number; length: number } {
   const { file, size } = source.locate(external, tensor.name);
   const length =
