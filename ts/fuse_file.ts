@@ -2,7 +2,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { checkLoads } from './check_loads.js';
-import { QkvGemmError } from './errors.js';
+import { named, QkvGemmError } from './errors.js';
 import { FolderSource } from './external_data.js';
 import { checkWritable, readModelFile } from './files.js';
 import { companionsOf, type Companion } from './located_source.js';
@@ -108,12 +108,6 @@ export async function planFile(
   } catch (error) {
     throw named(input, error);
   }
-}
-
-function named(input: string, error: unknown): unknown {
-  if (!(error instanceof QkvGemmError) || error.message.includes(`'${input}'`)) return error;
-  if (error.code.startsWith('FILE_')) return error; // names the output
-  return new QkvGemmError(error.code, `'${input}': ${error.message}`, { cause: error });
 }
 
 function naming<T>(input: string, action: () => T): T {

@@ -4,12 +4,12 @@ import { concat } from './onnx/wire.js';
 import type { Progress } from './progress.js';
 import { fuseSteps, type FusedModel } from './rewrite/fuse.js';
 import type { FuseOptions } from './rewrite/options.js';
-import { moveTensors, WeightStore, type MoveOptions } from './weight_store.js';
+import { moveTensors, WeightStore, type WeightFile } from './weight_store.js';
 
 export interface RewriteTo {
   source: LocatedSource;
   /** The data file beside the output. */
-  data: MoveOptions['data'];
+  data: WeightFile;
   /** All weights of at least 1 kB leave the model. */
   always: boolean;
   /** Those as well that lie in other files. */

@@ -1,5 +1,4 @@
 /** Where new weights go, and how those that a model has already leave it: into one data file beside the output. */
-import type { DataFile } from './data_file.js';
 import { QkvGemmError } from './errors.js';
 import type { LocatedSource } from './located_source.js';
 import { externalTensors, HOLDERS } from './onnx/external_tensors.js';
@@ -17,6 +16,22 @@ import { MessageWriter, readFields } from './onnx/wire.js';
 /** Smaller tensors stay in the model, where shape inference reads them (onnx.save_model has the same threshold). */
 export const SMALLEST_EXTERNAL = 1024;
 
+/** Tensors begin at multiples of this in a data file, so that a runtime can map them into memory. */
+const ALIGNMENT = 4096;
+
+/** Where the next tensor begins in a data file. */
+export const placeBehind = (end: number): number => Math.ceil(end / ALIGNMENT) * ALIGNMENT;
+
+/** A data file that takes tensors one behind the other. */
+export interface WeightFile {
+  /** The name by which the model knows it. */
+  readonly location: string;
+  /** Takes one tensor's elements; returns where they lie. */
+  append(data: Uint8Array): ExternalData;
+  /** Takes a range of another file; yields the bytes of each piece. */
+  copy(from: string, offset: number, length: number): Generator<number, ExternalData>;
+}
+
 /**
  * Puts a new tensor into the data file where its sources were external, where all weights are to leave the model, or where
  * the model would become larger than a protobuf message may be; else into the model.
@@ -28,7 +43,7 @@ export class WeightStore implements TensorStore {
 
   /** @param room bytes that the model may still grow by. */
   constructor(
-    private readonly data: Pick<DataFile, 'append'>,
+    private readonly data: Pick<WeightFile, 'append'>,
     private readonly always: boolean,
     private room: number,
   ) {}
@@ -55,7 +70,7 @@ export class WeightStore implements TensorStore {
 }
 
 export interface MoveOptions {
-  data: Pick<DataFile, 'append' | 'copy' | 'location'>;
+  data: WeightFile;
   source: LocatedSource;
   /** Names of tensors that are in the data file already. */
   moved: ReadonlySet<string>;
