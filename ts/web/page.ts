@@ -144,7 +144,7 @@ function showDownloads(made: readonly Made[], needed: readonly string[]): void {
   div('downloads').replaceChildren(...anchors, note);
 }
 
-/** The bound that `--check` has for weights of this type, unless another was typed in. */
+/** The bound that `--check` has for weights of this type. */
 function suggestError(): void {
   input('max-error').value = String(DEFAULT_MAX_ERROR[options().dtype ?? 'keep']);
 }
@@ -153,9 +153,9 @@ files.addEventListener('change', () => choose(files.files));
 div('form').addEventListener('submit', (event) => event.preventDefault());
 div('options').addEventListener('change', () => {
   input('block').disabled = dtype.value !== 'int8';
-  suggestError();
   fuse();
 });
+dtype.addEventListener('change', suggestError);
 div('cancel').addEventListener('click', () => {
   stopWorker();
   fail('Cancelled.');
@@ -163,6 +163,7 @@ div('cancel').addEventListener('click', () => {
 });
 div('run').addEventListener('submit', (event) => {
   event.preventDefault();
+  if (!div('working').hidden) return; // one run at a time
   div('difference').replaceChildren();
   const maxError = Number(input('max-error').value);
   if (!(maxError >= 0)) {
