@@ -1,6 +1,6 @@
 // Takes a clone to where it can build, test and run; plain JavaScript because it runs before anything is installed.
 //
-//   node scripts/setup.mjs [--build] [--run test|demo|bench:cpu|bench:gpu|bench:models|bench:rewrite|lint|format [arguments]]
+//   node scripts/setup.mjs [--build] [--run test|demo|build:web|bench:cpu|bench:gpu|bench:models|bench:rewrite|lint|format [arguments]]
 //
 // Each step is skipped when its result is already there, so a second call does no work twice.
 import { spawnSync } from 'node:child_process';
@@ -229,8 +229,13 @@ const tasks = {
     build({ cuda: false });
     node(bin.tsx, ['scripts/bench_rewrite.ts', ...args]);
   },
+  'build:web'() {
+    say('building the page into build/web');
+    node(bin.tsx, ['scripts/build_web.ts']);
+  },
   lint() {
     node(bin.tsc, ['-p', 'tsconfig.check.json']);
+    node(bin.tsc, ['-p', 'tsconfig.web.json']);
     node(bin.eslint, ['.', '--max-warnings', '0']);
     node(bin.prettier, ['--check', '--log-level', 'warn', '.']);
     node(bin.clangFormat, ['--dry-run', '--Werror', ...sources('.cc', '.h', '.cu', '.cuh')]);

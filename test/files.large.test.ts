@@ -6,7 +6,7 @@ import { uniform } from '../models/builder.js';
 import { layerBytes, LLAMA_SMALL, WEIGHTS, writeLlamaStack, type LlamaShape } from '../models/llama_stack.js';
 import { runMeasured } from '../scripts/bench/peak.js';
 import { relativeDifference } from '../scripts/bench/difference.js';
-import { externalTensors } from '../ts/external_data.js';
+import { externalTensors } from '../ts/onnx/external_tensors.js';
 import { fuseFile, fuseFileWithin } from '../ts/fuse_file.js';
 import { Model } from '../ts/onnx/model.js';
 import { DataType } from '../ts/onnx/tensor.js';

@@ -11,16 +11,8 @@ import { verifyHtml } from '../ts/report/verify_report.js';
 import { benchModels } from '../ts/bench/bench.js';
 import { verifyModels } from '../ts/verify/verify.js';
 import { writeAttentionModel } from './support/attention.js';
+import { executablePath } from './support/chromium.js';
 import { testFolder } from './support/command.js';
-
-/** Debian's and others' names of the browser; CHROMIUM names another. */
-const PLACES = [
-  process.env.CHROMIUM,
-  '/usr/bin/chromium',
-  '/usr/bin/chromium-browser',
-  '/usr/bin/google-chrome',
-];
-const executablePath = PLACES.find((place) => place !== undefined && fs.existsSync(place));
 
 describe('reports in a browser', () => {
   const folder = testFolder();

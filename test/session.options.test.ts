@@ -8,7 +8,7 @@ import { fileURLToPath } from 'node:url';
 import * as ort from 'onnxruntime-node';
 import { relativeDifference } from '../scripts/bench/difference.js';
 import { QkvGemmError } from '../ts/errors.js';
-import { isOlder } from '../ts/session/addon.js';
+import { isOlder } from '../ts/version_order.js';
 import { libraryPath, platformName, withCustomOps, withQkvGemm } from '../ts/session/index.js';
 import { cudaLibraryOrSkip } from './support/cuda.js';
 import { quiet } from './support/run.js';

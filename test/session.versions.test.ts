@@ -7,7 +7,7 @@ import { attentionModel, K as LENGTH, type AttentionOptions } from '../models/at
 import { relativeDifference } from '../scripts/bench/difference.js';
 import { DataType } from '../ts/onnx/tensor.js';
 import { fuseBytes } from '../ts/rewrite/fuse.js';
-import { isOlder } from '../ts/session/addon.js';
+import { isOlder } from '../ts/version_order.js';
 import { attentionInput } from './support/attention.js';
 import { installRuntime, runWith, type Job, type JobResult } from './support/ort_versions.js';
 import { expected, fusedModel, K, ROWS, TOLERANCE, x, type Form } from './support/session_models.js';

@@ -2,15 +2,14 @@
 import fs from 'node:fs';
 import { QkvGemmError } from './errors.js';
 import type { ExternalData } from './onnx/tensor.js';
+import { placeBehind, type WeightFile } from './weight_store.js';
 
-/** Tensors begin at multiples of this, so that a runtime can map them into memory. */
-const ALIGNMENT = 4096;
 /** Bytes that are copied at a time: they stay in a core's cache between being read and written. */
 const COPY_BYTES = 2 ** 17;
 /** Bytes between two pauses of a copy, in which it can be interrupted. */
 const COPY_STEP = 2 ** 23;
 
-export class DataFile {
+export class DataFile implements WeightFile {
   private handle: number | undefined;
   private end = 0;
   private buffer: Uint8Array | undefined;
@@ -91,7 +90,7 @@ export class DataFile {
   }
 
   private next(): number {
-    return Math.ceil(this.end / ALIGNMENT) * ALIGNMENT;
+    return placeBehind(this.end);
   }
 
   private write(data: Uint8Array, position: number): void {
@@ -106,7 +105,7 @@ export class DataFile {
 }
 
 /** Where tensors would lie in a data file; nothing is written. */
-export class CountedData {
+export class CountedData implements WeightFile {
   private end = 0;
 
   constructor(readonly location: string) {}
@@ -125,7 +124,7 @@ export class CountedData {
   }
 
   private place(length: number): ExternalData {
-    const offset = Math.ceil(this.end / ALIGNMENT) * ALIGNMENT;
+    const offset = placeBehind(this.end);
     this.end = offset + length;
     return { location: this.location, offset, length };
   }

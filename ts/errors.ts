@@ -43,3 +43,15 @@ export class QkvGemmError extends Error {
     super(readable(message), options);
   }
 }
+
+/** What an error says, whatever was thrown. */
+export function reason(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
+
+/** The error with the file that it came up in; what is wrong with an output names that already. */
+export function named(input: string, error: unknown): unknown {
+  if (!(error instanceof QkvGemmError) || error.message.includes(`'${input}'`)) return error;
+  if (error.code.startsWith('FILE_')) return error; // names the output
+  return new QkvGemmError(error.code, `'${input}': ${error.message}`, { cause: error });
+}

@@ -1,14 +1,8 @@
 /** Model files: reading with errors that name the file, and what may be written to. Writing itself: staging.ts. */
 import fs from 'node:fs';
 import path from 'node:path';
-import { QkvGemmError } from './errors.js';
-
-/** A protobuf message cannot be longer. */
-export const MAX_PROTOBUF = 2 ** 31 - 1;
-
-export function reason(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
-}
+import { QkvGemmError, reason } from './errors.js';
+import { checkModelSize } from './model_size.js';
 
 /** What is known of a path; undefined where nothing is there. */
 export function statOf(file: string): fs.Stats | undefined {
@@ -28,12 +22,7 @@ export function readModelFile(file: string): Uint8Array {
   if (!stat) throw new QkvGemmError('FILE_NOT_FOUND', `'${file}' does not exist. Check the path.`);
   if (!stat.isFile())
     throw new QkvGemmError('FILE_NOT_READABLE', `'${file}' is not a file. Give the path of a .onnx file.`);
-  if (stat.size > MAX_PROTOBUF) {
-    throw new QkvGemmError(
-      'UNSUPPORTED_MODEL',
-      `'${file}' has ${stat.size} bytes; one protobuf message, and so a model file, holds at most 2 GB. Save its weights as external data where it is made (torch.onnx.export with external_data, onnx.save_model with save_as_external_data).`,
-    );
-  }
+  checkModelSize(file, stat.size);
   try {
     const buffer = fs.readFileSync(file);
     return new Uint8Array(buffer.buffer, buffer.byteOffset, buffer.byteLength);

@@ -2,20 +2,23 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { checkLoads } from './check_loads.js';
-import { QkvGemmError } from './errors.js';
-import { externalTensors, FolderSource } from './external_data.js';
-import { checkWritable, MAX_PROTOBUF, readModelFile } from './files.js';
+import { named, QkvGemmError } from './errors.js';
+import { FolderSource } from './external_data.js';
+import { checkWritable, readModelFile } from './files.js';
+import { companionsOf, type Companion } from './located_source.js';
+import { MAX_PROTOBUF } from './model_size.js';
 import { concat } from './onnx/wire.js';
 import { checkOptions } from './options.js';
 import type { Phase, Progress } from './progress.js';
 import type { FuseOptions } from './rewrite/options.js';
-import { FUSE_OPTIONS, fuseSteps, fuseModel, type FusedModel } from './rewrite/fuse.js';
+import { FUSE_OPTIONS, fuseModel, type FusedModel } from './rewrite/fuse.js';
 import type { FuseReport } from './rewrite/report.js';
-import { inSteps, stageAndCommit, Staging, type Companion } from './staging.js';
+import { freeDataName, rewriteSteps } from './rewrite_steps.js';
+import { inSteps, stageAndCommit, Staging } from './staging.js';
 import { CountedData } from './data_file.js';
 import type { ValueDifference } from './verify/difference.js';
-import { checkRewritten, DEFAULT_MAX_ERROR, verifyModels } from './verify/verify.js';
-import { moveTensors, WeightStore } from './weight_store.js';
+import { DEFAULT_MAX_ERROR } from './verify/bounds.js';
+import { checkRewritten, verifyModels } from './verify/verify.js';
 
 export type { Progress } from './progress.js';
 
@@ -98,25 +101,13 @@ export async function planFile(
     const data = new CountedData(dataLocation(output, externalDataFile, kept));
     const everything = externalDataFile !== undefined;
     const always = everything || saveAsExternalData === true;
-    const store = new WeightStore(data, always, MAX_PROTOBUF - bytes.length);
-    const steps = fuseSteps(bytes, rest, source, store);
-    const { parts, report } = await inSteps(steps, (step) => onProgress({ phase: 'pack', ...step }));
-    if (always && report.fused.length > 0) {
-      const moving = moveTensors(concat(parts), { data, source, moved: store.moved, everything });
-      const moved = await inSteps(moving, () => undefined);
-      report.bytesAfter = moved.reduce((sum, part) => sum + part.length, 0);
-    }
+    const to = { source, data, always, everything, largest: MAX_PROTOBUF, movable: sizeOf(kept) };
+    const { report } = await inSteps(rewriteSteps(bytes, rest, to), onProgress);
     const file = path.join(path.dirname(output), data.location);
     return { report, ...(data.size > 0 ? { data: { file, bytes: data.size } } : {}) };
   } catch (error) {
     throw named(input, error);
   }
-}
-
-function named(input: string, error: unknown): unknown {
-  if (!(error instanceof QkvGemmError) || error.message.includes(`'${input}'`)) return error;
-  if (error.code.startsWith('FILE_')) return error; // names the output
-  return new QkvGemmError(error.code, `'${input}': ${error.message}`, { cause: error });
 }
 
 function naming<T>(input: string, action: () => T): T {
@@ -125,16 +116,6 @@ function naming<T>(input: string, action: () => T): T {
   } catch (error) {
     throw named(input, error);
   }
-}
-
-/** The external files of a model, each once, but for the data file that was just written. */
-function companionsOf(model: Uint8Array, source: FolderSource, written?: string): Companion[] {
-  const files = new Map<string, string>();
-  for (const { name, external } of externalTensors(model)) {
-    if (external && external.location !== written)
-      files.set(external.location, source.locate(external, name).file);
-  }
-  return [...files].map(([location, from]) => ({ location, from }));
 }
 
 function sizeOf(companions: readonly Companion[]): number {
@@ -159,10 +140,7 @@ function dataLocation(output: string, wanted: string | undefined, kept: readonly
     return wanted;
   }
   const taken = new Set(kept.map(({ location }) => path.normalize(location)));
-  const base = path.basename(output);
-  let name = `${base}.data`;
-  for (let i = 1; taken.has(name); i++) name = `${base}.${i}.data`;
-  return name;
+  return freeDataName(path.basename(output), taken);
 }
 
 /**
@@ -218,32 +196,19 @@ export async function fuseFileWithin(
 
   return Staging.run(output, writing, async (staging) => {
     const data = staging.dataFile(location);
-    const store = new WeightStore(data, always, largest - bytes.length);
     const counting = (phase: Phase, total: number): ((bytes: number) => void) => {
       let done = 0;
       return (count) => onProgress?.({ phase, done: (done += count), total });
     };
     let result: FusedModel;
     try {
-      const packing = fuseSteps(bytes, rest, source, store);
-      result = await inSteps(packing, (step) => onProgress?.({ phase: 'pack', ...step }));
+      const to = { source, data, always, everything: oneFile, largest, movable: sizeOf(kept) };
+      result = await inSteps(rewriteSteps(bytes, rest, to), (step) => onProgress?.(step));
       if (result.report.fused.length === 0) return { report: result.report };
-      if (always) {
-        // More than will be moved: what was fused is not. The bar then ends early.
-        const movable = result.report.bytesAfter + (oneFile ? sizeOf(kept) : 0);
-        const moving = moveTensors(concat(result.parts), {
-          data,
-          source,
-          moved: store.moved,
-          everything: oneFile,
-        });
-        result.parts = await inSteps(moving, counting('move', movable));
-      }
     } catch (error) {
       throw named(input, error);
     }
     const { parts, report } = result;
-    report.bytesAfter = parts.reduce((sum, part) => sum + part.length, 0);
     const companions = kept.length === 0 || oneFile ? [] : companionsOf(concat(parts), source, location);
     const weights = sizeOf(companions);
     const size = report.bytesAfter + data.size + weights;

@@ -7,16 +7,12 @@ import crypto from 'node:crypto';
 import fs from 'node:fs';
 import path from 'node:path';
 import { DataFile, writeAll } from './data_file.js';
-import { QkvGemmError } from './errors.js';
+import { QkvGemmError, reason } from './errors.js';
 import { keepAtSignals, removeAtSignals } from './temporary.js';
-import { checkWritable, MAX_PROTOBUF, reason, sameFile, statOf, type WriteOptions } from './files.js';
+import { checkWritable, sameFile, statOf, type WriteOptions } from './files.js';
+import type { Companion } from './located_source.js';
+import { checkResultSize, MAX_PROTOBUF } from './model_size.js';
 import { clearLeftovers, OWNER_FILE, ownerRecord, REPLACED, scratchName } from './leftovers.js';
-
-/** A file that a model refers to, under the name by which the model knows it. */
-export interface Companion {
-  from: string;
-  location: string;
-}
 
 export class Staging {
   private readonly folder: string;
@@ -118,12 +114,7 @@ export class Staging {
   /** Writes the model and flushes everything. */
   finish(parts: readonly Uint8Array[], largest = MAX_PROTOBUF): void {
     const total = parts.reduce((sum, part) => sum + part.length, 0);
-    if (total > largest) {
-      throw new QkvGemmError(
-        'UNSUPPORTED_MODEL',
-        `The rewritten model would have ${total} bytes; a model file holds at most ${largest}. Use --save-as-external-data.`,
-      );
-    }
+    checkResultSize(total, largest);
     this.writing(() => {
       this.makeScratch();
       for (const data of this.data) {

@@ -1,7 +1,7 @@
 /** Where new weights go, and how those that a model has already leave it: into one data file beside the output. */
-import type { DataFile } from './data_file.js';
 import { QkvGemmError } from './errors.js';
-import { externalTensors, HOLDERS, type FolderSource } from './external_data.js';
+import type { LocatedSource } from './located_source.js';
+import { externalTensors, HOLDERS } from './onnx/external_tensors.js';
 import {
   elementSize,
   encodeExternalTensor,
@@ -16,6 +16,22 @@ import { MessageWriter, readFields } from './onnx/wire.js';
 /** Smaller tensors stay in the model, where shape inference reads them (onnx.save_model has the same threshold). */
 export const SMALLEST_EXTERNAL = 1024;
 
+/** Tensors begin at multiples of this in a data file, so that a runtime can map them into memory. */
+const ALIGNMENT = 4096;
+
+/** Where the next tensor begins in a data file. */
+export const placeBehind = (end: number): number => Math.ceil(end / ALIGNMENT) * ALIGNMENT;
+
+/** A data file that takes tensors one behind the other. */
+export interface WeightFile {
+  /** The name by which the model knows it. */
+  readonly location: string;
+  /** Takes one tensor's elements; returns where they lie. */
+  append(data: Uint8Array): ExternalData;
+  /** Takes a range of another file; yields the bytes of each piece. */
+  copy(from: string, offset: number, length: number): Generator<number, ExternalData>;
+}
+
 /**
  * Puts a new tensor into the data file where its sources were external, where all weights are to leave the model, or where
  * the model would become larger than a protobuf message may be; else into the model.
@@ -27,7 +43,7 @@ export class WeightStore implements TensorStore {
 
   /** @param room bytes that the model may still grow by. */
   constructor(
-    private readonly data: Pick<DataFile, 'append'>,
+    private readonly data: Pick<WeightFile, 'append'>,
     private readonly always: boolean,
     private room: number,
   ) {}
@@ -54,8 +70,8 @@ export class WeightStore implements TensorStore {
 }
 
 export interface MoveOptions {
-  data: Pick<DataFile, 'append' | 'copy' | 'location'>;
-  source: FolderSource;
+  data: WeightFile;
+  source: LocatedSource;
   /** Names of tensors that are in the data file already. */
   moved: ReadonlySet<string>;
   /** Tensors that lie in other files are moved too: the model then needs the data file alone. */
@@ -123,7 +139,7 @@ function isMoved(tensor: Tensor, { data, moved }: MoveOptions): boolean {
 function rangeOf(
   tensor: Tensor,
   external: ExternalData,
-  source: FolderSource,
+  source: LocatedSource,
 ): { file: string; offset: number; length: number } {
   const { file, size } = source.locate(external, tensor.name);
   const length =

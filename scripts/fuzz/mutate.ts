@@ -1,5 +1,5 @@
 /** Mutations of models: of their bytes, and of their fields at any depth with lengths that fit again. */
-import { HOLDERS } from '../../ts/external_data.js';
+import { HOLDERS } from '../../ts/onnx/external_tensors.js';
 import { MessageWriter, readFields, type Field } from '../../ts/onnx/wire.js';
 
 /** Random numbers from a seed (xorshift32). */

@@ -1,7 +1,8 @@
 /** A worker thread that rewrites the models that it is sent, and answers what became of each. */
 import { parentPort, workerData } from 'node:worker_threads';
 import { QkvGemmError } from '../../ts/errors.js';
-import { externalTensors, FolderSource } from '../../ts/external_data.js';
+import { FolderSource } from '../../ts/external_data.js';
+import { externalTensors } from '../../ts/onnx/external_tensors.js';
 import { Model } from '../../ts/onnx/model.js';
 import { checkGraph } from '../../ts/rewrite/check_graph.js';
 import { fuseBytes } from '../../ts/rewrite/fuse.js';

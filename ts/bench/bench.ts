@@ -10,16 +10,12 @@ import { cudaDevices } from '../session/addon.js';
 import { inTemporaryFolder } from '../temporary.js';
 import { OpenModel } from '../verify/boundary.js';
 import type { Bounds } from '../verify/difference.js';
-import type { FeedOptions, Feeds } from '../verify/feeds.js';
+import type { Feeds } from '../verify/feed_plan.js';
+import type { FeedOptions } from '../verify/feeds.js';
 import { firstRun, openOther, openReference, released, runOther } from '../verify/pair.js';
 import { Runner, type RunnerOptions } from '../verify/runner.js';
-import {
-  DEFAULT_MAX_ERROR,
-  describeBounds,
-  describeDifference,
-  verifyModels,
-  type VerifyReport,
-} from '../verify/verify.js';
+import { DEFAULT_MAX_ERROR, describeBounds, describeDifference } from '../verify/bounds.js';
+import { verifyModels, type VerifyReport } from '../verify/verify.js';
 import { machineLine } from './machine.js';
 import { peakMemory, type PeakMemory } from './memory.js';
 import { opShares, profiled, type OpShare } from './profile.js';

@@ -4,7 +4,7 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { QkvGemmError } from '../errors.js';
-import type { Feeds } from '../verify/feeds.js';
+import type { Feeds } from '../verify/feed_plan.js';
 import type { RunnerOptions } from '../verify/runner.js';
 
 export interface PeakMemory {

@@ -6,14 +6,13 @@ import { duration } from '../bench/timing.js';
 import { benchHtml } from '../report/bench_report.js';
 import { checkReport, writeReport } from '../report/page.js';
 import type { FuseOptions, Target } from '../rewrite/options.js';
-import { describeBounds } from '../verify/verify.js';
+import { describeBounds } from '../verify/bounds.js';
 import { EXIT } from './exit.js';
 import {
   addBoundFlags,
   addReportFlag,
   addRunFlags,
   boundOptions,
-  parseCount,
   parsed,
   parseTargets,
   runOptions,
@@ -21,6 +20,7 @@ import {
   type Done,
   type RunFlags,
 } from './flags.js';
+import { parseCount } from '../sizes.js';
 import { plain } from './fuse.js';
 import { ProgressBar } from './progress.js';
 import { size } from './size.js';

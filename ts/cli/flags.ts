@@ -2,6 +2,7 @@
 import { InvalidArgumentError, Option, type Command } from 'commander';
 import type { Sizes } from '../generated_inputs.js';
 import { TARGETS, type Target } from '../rewrite/options.js';
+import { parseCount, parseDims } from '../sizes.js';
 import type { InputFile } from '../verify/input_files.js';
 
 /** Takes a command's exit code. */
@@ -29,26 +30,6 @@ export function parseError(text: string): number {
   const value = Number(text);
   if (text.trim() === '' || !(value >= 0)) throw new Error('expected a number >= 0.');
   return value;
-}
-
-/** `batch=1,sequence=128`. */
-export function parseDims(text: string): Sizes {
-  const sizes = new Map<string, number>();
-  for (const part of text.split(',')) {
-    const at = part.lastIndexOf('=');
-    const name = part.slice(0, Math.max(at, 0)).trim();
-    if (name === '') throw new Error(`expected NAME=SIZE, found '${part}'`);
-    if (sizes.has(name)) throw new Error(`'${name}' has two sizes; repeat the option for another run`);
-    sizes.set(name, parseCount(part.slice(at + 1)));
-  }
-  return Object.fromEntries(sizes);
-}
-
-/** A size or a number of threads. */
-export function parseCount(text: string, most = 999_999_999): number {
-  const count = /^ *\d+ *$/.test(text) ? Number(text) : 0;
-  if (count < 1 || count > most) throw new Error(`expected a number from 1 to ${most}, found '${text}'`);
-  return count;
 }
 
 /** Of a session, which starts as many as it is told to. */

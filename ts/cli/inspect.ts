@@ -10,7 +10,8 @@ import {
 } from '../inspect/inspect.js';
 import type { Target } from '../rewrite/options.js';
 import { EXIT } from './exit.js';
-import { parseCount, parsed, parseDims, parseTargets, type Done } from './flags.js';
+import { parsed, parseTargets, type Done } from './flags.js';
+import { parseCount, parseDims } from '../sizes.js';
 import { plain } from './fuse.js';
 import { ProgressBar } from './progress.js';
 import { size } from './size.js';

@@ -7,16 +7,8 @@ import { addBench } from './bench.js';
 import { addDoctor } from './doctor.js';
 import { EXIT } from './exit.js';
 import { fuseCommand, type FuseFlags } from './fuse.js';
-import {
-  parseCount,
-  parsed,
-  parseDims,
-  parseError,
-  parseTargets,
-  parseThreads,
-  REPORT_HELP,
-  RUN_HELP,
-} from './flags.js';
+import { parsed, parseError, parseTargets, parseThreads, REPORT_HELP, RUN_HELP } from './flags.js';
+import { parseCount, parseDims } from '../sizes.js';
 import { addInspect } from './inspect.js';
 import { tuneCommand, type TuneFlags } from './tune.js';
 import { addVerify } from './verify.js';

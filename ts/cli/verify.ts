@@ -2,7 +2,8 @@
 import { Option, type Command } from 'commander';
 import { checkReport, writeReport } from '../report/page.js';
 import { verifyHtml } from '../report/verify_report.js';
-import { describeBounds, describeDifference, verifyModels, type VerifyReport } from '../verify/verify.js';
+import { describeBounds, describeDifference } from '../verify/bounds.js';
+import { verifyModels, type VerifyReport } from '../verify/verify.js';
 import { differenceTable } from './differences.js';
 import { EXIT } from './exit.js';
 import {

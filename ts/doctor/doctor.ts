@@ -7,7 +7,6 @@ import {
   cudaDevices,
   installSessionHook,
   instructionSet,
-  isOlder,
   OLDEST_RUNTIME,
   tuningFile,
   type LoadedRuntime,
@@ -24,6 +23,7 @@ import {
 } from '../session/library.js';
 import { cpuFacts, libcName, nvidiaDriver, type CpuFacts } from './machine_facts.js';
 import { selfTest } from './self_test.js';
+import { isOlder } from '../version_order.js';
 
 /** One thing that was looked at. */
 export interface Check {

@@ -1,7 +1,8 @@
 /** What a model file is: its interface, its operators, and its norm + projection blocks with what each costs. */
 import path from 'node:path';
 import { QkvGemmError } from '../errors.js';
-import { externalTensors, FolderSource } from '../external_data.js';
+import { FolderSource } from '../external_data.js';
+import { externalTensors } from '../onnx/external_tensors.js';
 import { readModelFile } from '../files.js';
 import { defaultOutput, planFile } from '../fuse_file.js';
 import { checkSizes, dimensionName, type Sizes } from '../generated_inputs.js';

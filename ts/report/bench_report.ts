@@ -1,11 +1,11 @@
 /** The report of `bench`. */
 import type { BenchReport, ModelTiming } from '../bench/bench.js';
 import { duration } from '../bench/timing.js';
-import { describeBounds } from '../verify/verify.js';
+import { describeBounds } from '../verify/bounds.js';
 import { latencyChart, opChart } from './charts.js';
 import { facts, markup, name, section, table, type Column } from './html.js';
 import { page } from './page.js';
-import { differenceParts } from './verify_report.js';
+import { differenceParts } from './difference_parts.js';
 
 const rate = (value: number | undefined): string => (value === undefined ? '' : value.toPrecision(4));
 const megabytes = (bytes: number): string => `${(bytes / 1e6).toFixed(1)} MB`;

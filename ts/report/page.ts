@@ -1,8 +1,8 @@
 /** A report as one file that needs nothing else, and how it is written. */
 import crypto from 'node:crypto';
 import fs from 'node:fs';
-import { QkvGemmError } from '../errors.js';
-import { checkWritable, reason, sameFile, statOf } from '../files.js';
+import { QkvGemmError, reason } from '../errors.js';
+import { checkWritable, sameFile, statOf } from '../files.js';
 import { writeModelWhole } from '../staging.js';
 import { Html, markup, type Content, type Section } from './html.js';
 import { STYLE } from './style.js';

@@ -1,38 +1,10 @@
 /** The report of `verify`. */
-import type { ValueDifference } from '../verify/difference.js';
-import { describeBounds, describeDifference, type VerifyReport } from '../verify/verify.js';
-import { driftChart, errorHistogram } from './charts.js';
-import { facts, markup, name, section, table, type Column, type Content, type Section } from './html.js';
+import { describeBounds, describeDifference } from '../verify/bounds.js';
+import type { VerifyReport } from '../verify/verify.js';
+import { driftChart } from './charts.js';
+import { differenceParts, differenceTable } from './difference_parts.js';
+import { facts, markup, name, section, type Section } from './html.js';
 import { page } from './page.js';
-
-const number = (value: number, digits = 2): string =>
-  Number.isFinite(value) ? value.toExponential(digits) : value === Infinity ? '∞' : 'not a number';
-
-const COLUMNS: Column<ValueDifference>[] = [
-  { head: 'value', cell: (d) => name(d.name) },
-  { head: '', cell: (d) => (d.within ? markup`<span class="good">within</span>` : markup`<span class="bad">beyond</span>`) },
-  { head: 'type', cell: ({ types }) => (types.a === types.b ? types.a : `${types.a}, ${types.b}`) },
-  { head: 'shape', cell: ({ dims, problem }) => problem ?? `[${dims.a.join(', ')}]` },
-  { head: 'largest difference', number: true, cell: (d) => number(d.maxAbs) },
-  { head: 'of the largest element', number: true, cell: (d) => number(d.maxError) },
-  { head: 'relative', number: true, cell: (d) => number(d.maxRel) },
-  { head: 'RMS', number: true, cell: (d) => number(d.rms) },
-  { head: 'SQNR', number: true, cell: ({ sqnrDb }) => (sqnrDb === Infinity ? 'exact' : `${sqnrDb.toFixed(1)} dB`) },
-  { head: 'cosine', number: true, cell: ({ cosine }) => cosine.toFixed(8) },
-  { head: 'beyond', number: true, cell: (d) => `${d.beyond} of ${d.elements}` },
-  { head: 'NaN, Inf', number: true, cell: ({ notFinite: f }) => `${f.a}, ${f.b}` },
-  { head: 'first beyond', cell: ({ first }) => first && `[${first.index.join(', ')}]: ${first.a} and ${first.b}` },
-]; // prettier-ignore
-
-/** Histograms are drawn of as many outputs. */
-const MOST_HISTOGRAMS = 24;
-
-/** Table and histograms of compared values. */
-export function differenceParts(differences: readonly ValueDifference[], caption: string): Content {
-  const drawn = differences.filter(({ problem }) => problem === undefined).slice(0, MOST_HISTOGRAMS);
-  return markup`${table(caption, COLUMNS, differences)}
-    <div class="pair">${drawn.map((d) => errorHistogram(d.name, d.histogram))}</div>`;
-}
 
 /** A page with the verdict, each output's difference and histogram, and the values inside where they were compared. */
 export function verifyHtml(report: VerifyReport): string {
@@ -75,7 +47,7 @@ export function verifyHtml(report: VerifyReport): string {
           ${first ? `The first beyond the bounds: ${describeDifference(first)}.` : `All ${values.length} values of the same name are within the bounds.`}
         </p>`,
         values.length > 0 && driftChart(values, bounds.maxError),
-        table('Differences of the values inside, in graph order', COLUMNS, values),
+        differenceTable('Differences of the values inside, in graph order', values),
         leftOut.length > 0 &&
           markup`<details>
             <summary>${leftOut.length} values could not be compared</summary>

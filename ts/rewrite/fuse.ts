@@ -6,7 +6,7 @@ import type { Node } from '../onnx/node.js';
 import { elementSize, InlineStore, type DataSource, type TensorStore } from '../onnx/tensor.js';
 import { concat } from '../onnx/wire.js';
 import { checkOptions } from '../options.js';
-import { isOlder } from '../session/addon.js';
+import { isOlder } from '../version_order.js';
 import { checkGraph } from './check_graph.js';
 import { GraphEdits } from './edits.js';
 import { DOMAIN, OP, planFunctions, variantKey } from './function_body.js';

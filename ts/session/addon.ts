@@ -1,6 +1,7 @@
 import { createRequire } from 'node:module';
 import path from 'node:path';
 import { QkvGemmError } from '../errors.js';
+import { isOlder } from '../version_order.js';
 import { findBinary } from './library.js';
 
 /** One copy of ONNX Runtime in this process. */
@@ -50,19 +51,6 @@ function loadAddon(): Addon {
       { cause: error },
     );
   }
-}
-
-/** Is release `a` older than release `b`? Compares major, minor and patch. */
-export function isOlder(a: string, b: string): boolean {
-  const [x, y] = [a, b].map((v) => v.split('.').map((part) => Number.parseInt(part, 10) || 0)) as [
-    number[],
-    number[],
-  ];
-  for (let i = 0; i < 3; i++) {
-    const difference = (x[i] ?? 0) - (y[i] ?? 0);
-    if (difference !== 0) return difference < 0;
-  }
-  return false;
 }
 
 /** Loads onnxruntime-node: the one this package sees, or the one of the current folder. */

@@ -1,9 +1,8 @@
 /** The inputs of a comparison: from files, and generated for the rest. */
 import type { InferenceSession, Tensor } from 'onnxruntime-node';
-import { QkvGemmError } from '../errors.js';
-import { checkSizes, generate, openDimensions, type Sizes } from '../generated_inputs.js';
-import { inputRanges } from '../input_ranges.js';
+import { checkSizes, type Sizes } from '../generated_inputs.js';
 import type { Model } from '../onnx/model.js';
+import { planInputs, type FeedPlan } from './feed_plan.js';
 import { readInputs, type InputFile } from './input_files.js';
 
 /** Where the inputs of a run come from. */
@@ -18,18 +17,6 @@ export interface FeedOptions {
   seed?: number;
 }
 
-/** Size of dimensions that the model leaves open and the caller too, tried in order: not all models take any. */
-const OPEN_SIZES = [3, 1];
-
-export type Feeds = Record<string, Tensor>;
-
-export interface FeedPlan {
-  /** Names of the inputs that were given. */
-  given: string[];
-  /** Sets of inputs to try, in order: with other sizes of open dimensions, and with integers that are all 0. */
-  sets: Iterable<Feeds>;
-}
-
 /** Takes the inputs that are given and plans the others. */
 export function planFeeds(
   inputs: readonly InferenceSession.ValueMetadata[],
@@ -37,37 +24,7 @@ export function planFeeds(
   { feeds = {}, inputFiles = [], dims = {}, seed = 1 }: FeedOptions,
   TensorOf: typeof Tensor,
 ): FeedPlan {
-  checkSizes(dims, inputs);
+  checkSizes(dims, inputs); // before files are read
   const given = { ...readInputs(inputFiles, inputs, TensorOf), ...feeds };
-  const unknown = Object.keys(given).find((name) => !inputs.some((input) => input.name === name));
-  if (unknown !== undefined)
-    throw new QkvGemmError(
-      'INVALID_ARGUMENT',
-      `There is an input for '${unknown}', but the model's inputs are: ${inputs.map(({ name }) => name).join(', ') || 'none'}.`,
-    );
-  const sizes = { ...sizesOf(given, inputs), ...dims };
-  const rest = inputs.filter(({ name }) => !Object.hasOwn(given, name));
-  const rows = inputRanges(model);
-  const open = openDimensions(rest).filter((name) => !Object.hasOwn(sizes, name));
-  function* sets(): Generator<Feeds> {
-    for (const size of open.length > 0 ? OPEN_SIZES : [0]) {
-      const all = { ...Object.fromEntries(open.map((name) => [name, size])), ...sizes };
-      for (const below of rows.size > 0 ? [rows, new Map<string, number>()] : [rows])
-        yield { ...generate(rest, all, TensorOf, { seed, below }), ...given };
-    }
-  }
-  return { given: Object.keys(given), sets: sets() };
-}
-
-/** Sizes that given inputs have in dimensions that the model leaves open: others must fit them. */
-function sizesOf(given: Feeds, inputs: readonly InferenceSession.ValueMetadata[]): Sizes {
-  const sizes: Sizes = {};
-  for (const input of inputs) {
-    const tensor = given[input.name];
-    if (!tensor || !input.isTensor) continue;
-    input.shape.forEach((dim, axis) => {
-      if (typeof dim === 'string' && dim !== '') sizes[dim] ??= tensor.dims[axis] ?? 1;
-    });
-  }
-  return sizes;
+  return planInputs(inputs, model, { given, dims, seed }, TensorOf);
 }

@@ -1,9 +1,9 @@
 /** Inputs from files: TensorProto (.pb), numpy (.npy), JSON. */
 import fs from 'node:fs';
 import path from 'node:path';
-import type { InferenceSession, Tensor, TypedTensor } from 'onnxruntime-node';
-import { QkvGemmError } from '../errors.js';
-import { reason, statOf } from '../files.js';
+import type { InferenceSession, Tensor } from 'onnxruntime-node';
+import { QkvGemmError, reason } from '../errors.js';
+import { statOf } from '../files.js';
 import { elementSize, Tensor as TensorProto } from '../onnx/tensor.js';
 import { float16Bits } from '../rewrite/weights/convert.js';
 
@@ -220,13 +220,4 @@ export function readInputs(
     }
   }
   return feeds;
-}
-
-/** The tensor with the type that another model's input has; float types only. */
-export function converted(tensor: Tensor, type: TypeName, TensorOf: typeof Tensor): Tensor | undefined {
-  if (tensor.type === type) return tensor;
-  if (tensor.type !== 'float32') return undefined;
-  const { data, dims } = tensor as TypedTensor<'float32'>;
-  if (type === 'float16') return new TensorOf('float16', Uint16Array.from(data, float16Bits), dims);
-  return type === 'float64' ? new TensorOf('float64', Float64Array.from(data), dims) : undefined;
 }

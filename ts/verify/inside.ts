@@ -1,12 +1,11 @@
 /** The values that two graphs have inside under the same names, compared in pieces that fit into memory. */
 import type { Tensor } from 'onnxruntime-node';
-import { QkvGemmError } from '../errors.js';
-import { reason } from '../files.js';
+import { QkvGemmError, reason } from '../errors.js';
 import type { Progress } from '../progress.js';
 import { DataType, dataTypeName } from '../onnx/tensor.js';
 import type { OpenModel } from './boundary.js';
 import { compareTensors, type Bounds, type ValueDifference } from './difference.js';
-import type { Feeds } from './feeds.js';
+import type { Feeds } from './feed_plan.js';
 import { PROTO_TYPES } from './input_files.js';
 import { Runner, type RunnerOptions } from './runner.js';
 

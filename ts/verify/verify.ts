@@ -2,21 +2,13 @@
 import { QkvGemmError } from '../errors.js';
 import { checkOptions } from '../options.js';
 import type { Progress } from '../progress.js';
-import type { FuseOptions } from '../rewrite/options.js';
 import { OpenModel } from './boundary.js';
+import { DEFAULT_MAX_ERROR, describeBounds, describeDifference } from './bounds.js';
 import { compareTensors, type Bounds, type ValueDifference } from './difference.js';
 import type { FeedOptions } from './feeds.js';
 import { compareInside, type InsideReport } from './inside.js';
 import { firstRun, openOther, openReference, released, runOther } from './pair.js';
 import type { RunnerOptions } from './runner.js';
-
-/** What is allowed by default, of the largest element: what rounding the weights costs, with room for some layers. */
-export const DEFAULT_MAX_ERROR: Record<NonNullable<FuseOptions['dtype']>, number> = {
-  keep: 5e-3,
-  fp16: 5e-3,
-  bf16: 5e-2,
-  int8: 1e-1,
-};
 
 export interface VerifyOptions extends FeedOptions, Bounds {
   /** Compare the values of the same name that both graphs have inside as well (default false). */
@@ -111,22 +103,6 @@ function boundsOf({ maxError, atol, rtol }: Bounds): Bounds {
       throw new QkvGemmError('INVALID_ARGUMENT', `verify: ${name} is ${value}, expected a number >= 0.`);
   if (atol === undefined && rtol === undefined) return { maxError: maxError ?? DEFAULT_MAX_ERROR.keep };
   return { ...(maxError === undefined ? {} : { maxError }), atol: atol ?? 0, rtol: rtol ?? 0 };
-}
-
-/** `'y' by 1.2e-2 (3.4e-3 of its largest element), first at [0, 3]: 1.5 and 1.512`, for messages. */
-export function describeDifference({ name, problem, maxAbs, maxError, first }: ValueDifference): string {
-  if (problem !== undefined) return `'${name}': ${problem}`;
-  const at = first ? `, first at [${first.index.join(', ')}]: ${String(first.a)} and ${String(first.b)}` : '';
-  return `'${name}' by ${maxAbs.toExponential(2)} (${maxError.toExponential(2)} of its largest element)${at}`;
-}
-
-/** `5e-3 of the largest element`, `1e-3 + 1e-2 |a|`. */
-export function describeBounds({ maxError, atol, rtol }: Bounds): string {
-  const parts = [
-    ...(maxError === undefined ? [] : [`${maxError} of the largest element`]),
-    ...(atol === undefined && rtol === undefined ? [] : [`${atol ?? 0} + ${rtol ?? 0} |a|`]),
-  ];
-  return parts.join(' and ');
 }
 
 /** @throws QkvGemmError `CHECK_FAILED` where an output of a rewritten model is beyond the bounds. */
