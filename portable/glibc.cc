@@ -1,6 +1,6 @@
-// Functions of the C library that releases before 2.28 to 2.36 lack and that this code, or the C++ runtime that is linked into
-// it, calls. They are hidden in each binary, and take the place of the C library's where it has them. The C library's headers
-// of these functions are not included: they may declare them otherwise.
+// Functions of the C library that releases before 2.28 to 2.36 lack and that this code, or the C++ runtime
+// that is linked into it, calls. They are hidden in each binary, and take the place of the C library's where
+// it has them. The C library's headers of these functions are not included: they may declare them otherwise.
 #include <sys/random.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -29,7 +29,8 @@ int fstat64(int file, void* status) { return fstat(file, status); }
 int stat64(const char* path, void* status) { return stat(path, status); }
 int lstat64(const char* path, void* status) { return lstat(path, status); }
 
-// 2.32: true where a process is known to have one thread, so that counters need not be atomic. Nothing is known.
+// 2.32: true where a process is known to have one thread, so that counters need not be atomic. Nothing is
+// known.
 char __libc_single_threaded = 0;
 
 // 2.36; for std::random_device. It has no way to fail, and the kernel gives so few bytes always.
