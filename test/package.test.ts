@@ -6,8 +6,8 @@ import path from 'node:path';
 import { platformName } from '../ts/session/library.js';
 import type { Diagnosis } from '../ts/doctor/doctor.js';
 import { writeAttentionModel } from './support/attention.js';
-import { root } from './support/command.js';
-import { installPacked, runNode, type Installed } from './support/packed.js';
+import { filesIn, root } from './support/command.js';
+import { installPacked, onnxruntime, runNode, type Installed } from './support/packed.js';
 import { blocks } from './support/readme.js';
 
 const bin = (name: string): string => path.join(root, 'node_modules', '.bin', name);
@@ -29,7 +29,7 @@ describe('the packages', () => {
     JSON.parse(fs.readFileSync(moduleOf(name, 'package.json'), 'utf8')) as Record<string, unknown>;
 
   before(function () {
-    installed = installPacked(this);
+    installed = installPacked(this, [onnxruntime()]);
     ({ folder } = installed);
     writeAttentionModel(folder);
     const required = imports.map((line) =>
@@ -90,11 +90,16 @@ describe('the packages', () => {
   });
 
   it('links in the documentation lead to what is in the package, or to the internet', () => {
-    for (const file of fs.readdirSync(moduleOf('onnx-qkv-gemm')).filter((name) => name.endsWith('.md'))) {
-      const text = fs.readFileSync(moduleOf('onnx-qkv-gemm', file), 'utf8');
-      for (const [, link = ''] of text.matchAll(/\]\(([^)#]+)(?:#[^)]*)?\)/g))
-        if (!/^https?:/.test(link))
-          expect(fs.existsSync(moduleOf('onnx-qkv-gemm', link)), `${file}: ${link}`).to.equal(true);
+    const folderOf = moduleOf('onnx-qkv-gemm');
+    const pages = filesIn(folderOf).filter((name) => name.endsWith('.md'));
+    expect(pages).to.include.members(['README.md', 'docs/recipes.md']);
+    for (const page of pages) {
+      const text = fs.readFileSync(path.join(folderOf, page), 'utf8');
+      for (const [, link = ''] of text.matchAll(/\]\(([^)#]+)(?:#[^)]*)?\)/g)) {
+        if (/^https?:/.test(link)) continue;
+        const target = path.join(folderOf, path.dirname(page), link);
+        expect(fs.existsSync(target), `${page}: ${link}`).to.equal(true);
+      }
     }
   });
 

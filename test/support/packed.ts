@@ -13,6 +13,12 @@ export interface Installed {
   tarballs: readonly [string, string];
 }
 
+/** That which the tests run with. */
+export function onnxruntime(): string {
+  const { version } = createRequire(import.meta.url)('onnxruntime-node/package.json') as { version: string };
+  return `onnxruntime-node@${version}`;
+}
+
 /** How npm says that it did not reach the registry, or may not. */
 const UNREACHABLE =
   /E(NOTFOUND|CONNREFUSED|CONNRESET|TIMEDOUT|AI_AGAIN|HOSTUNREACH|NETUNREACH|NOTCACHED|401|403|407)\b/;
@@ -25,10 +31,10 @@ function run(command: string, args: readonly string[], cwd: string): Outcome {
 }
 
 /**
- * Packs, and installs the tarballs with `further` packages, without install scripts, from npm's cache where that has them.
+ * Packs, and installs the tarballs with `further` packages, onnxruntime-node or what brings it, without install scripts, from npm's cache where that has them.
  * A test or suite whose packages cannot be fetched is skipped, with npm's reason.
  */
-export function installPacked(context: Mocha.Context, further: readonly string[] = []): Installed {
+export function installPacked(context: Mocha.Context, further: readonly string[]): Installed {
   const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'qkvgemm-package-'));
   const packed = run(process.execPath, [path.join(root, 'scripts', 'pack.mjs'), '--out', folder], root);
   if (packed.code !== 0) throw new Error(`scripts/pack.mjs: ${packed.stderr}`);
@@ -37,8 +43,7 @@ export function installPacked(context: Mocha.Context, further: readonly string[]
   if (main === undefined || platform === undefined || main === platform)
     throw new Error(`scripts/pack.mjs printed ${packed.stdout}`);
   fs.writeFileSync(path.join(folder, 'package.json'), '{ "private": true }');
-  const { version } = createRequire(import.meta.url)('onnxruntime-node/package.json') as { version: string };
-  const packages = [main, platform, `onnxruntime-node@${version}`, ...further];
+  const packages = [main, platform, ...further];
   const flags = ['--ignore-scripts', '--no-audit', '--no-fund', '--prefer-offline'];
   const { code, stdout, stderr } = run('npm', ['install', ...flags, ...packages], folder);
   if (code !== 0) {
