@@ -1,6 +1,7 @@
 /** A small attention layer: norm, three projections, softmax(Q K^T) V. */
 import { ModelBuilder, uniform } from './builder.js';
 import { addNorm } from './qkv_block.js';
+import { DataType } from '../ts/onnx/tensor.js';
 import { concat } from '../ts/onnx/wire.js';
 
 /** Length of the normalised axis. */
@@ -27,6 +28,9 @@ export interface AttentionOptions {
   extraNodes?: readonly Uint8Array[];
   /** Value that the norm reads (default the graph's input `x`). */
   normInput?: string;
+  /** In place of `x`, token ids below this many, `input_ids` [batch, sequence], which a table embeds; then the result is named
+   *  `last_hidden_state`, as encoders have it. */
+  tokens?: number;
   /** Without the second product nothing leads to attention and nothing can be fused (default true). */
   attention?: boolean;
 }
@@ -45,10 +49,19 @@ export function externalBytes(): Uint8Array {
 export function attentionModel(options: AttentionOptions = {}): Uint8Array {
   const { norm = 'layer_norm', n = N, biases = ['q'], residual = false } = options;
   const { location, external = false, offset = 0 } = options;
-  const { extraNodes = [], normInput = 'x', attention = true } = options;
+  const { extraNodes = [], normInput = 'x', attention = true, tokens } = options;
   const model = new ModelBuilder();
-  model.input('x', ['batch', 'sequence', K]);
-  model.output('y', ['batch', 'sequence', n]);
+  const result = tokens === undefined ? 'y' : 'last_hidden_state';
+  model.output(result, ['batch', 'sequence', n]);
+  if (tokens === undefined) model.input('x', ['batch', 'sequence', K]);
+  else {
+    model.input('input_ids', ['batch', 'sequence'], DataType.int64);
+    model.node(
+      'Gather',
+      [model.floats('table', [tokens, K], uniform(tokens * K, 1, 31)), 'input_ids'],
+      ['x'],
+    );
+  }
   for (const bytes of extraNodes) model.rawNode(bytes);
   const vectors = [model.floats('gamma', [K], uniform(K, 0.5, 1, 1))];
   if (norm === 'layer_norm') vectors.push(model.floats('beta', [K], uniform(K, 0.5, 2)));
@@ -67,7 +80,7 @@ export function attentionModel(options: AttentionOptions = {}): Uint8Array {
     y = model.node('Mul', [y, 'factor'], ['scaled']);
   }
   if (residual) y = add(model, y, h);
-  model.node('Identity', [y], ['y']);
+  model.node('Identity', [y], [result]);
   return model.finish();
 }
 

@@ -1,6 +1,6 @@
 // Takes a clone to where it can build, test and run; plain JavaScript because it runs before anything is installed.
 //
-//   node scripts/setup.mjs [--build] [--run test|demo|build:web|bench:cpu|bench:gpu|bench:models|bench:rewrite|lint|format [arguments]]
+//   node scripts/setup.mjs [--build] [--run test|demo|build:web|bench:cpu|bench:gpu|bench:models|bench:rewrite|pack|lint|format [arguments]]
 //
 // Each step is skipped when its result is already there, so a second call does no work twice.
 import { spawnSync } from 'node:child_process';
@@ -181,7 +181,7 @@ function buildNative(cuda) {
 
 function buildTypeScript() {
   say('compiling TypeScript');
-  node(bin.tsc, ['-p', 'tsconfig.json']);
+  node('scripts/compile.mjs', []);
 }
 
 function sources(...extensions) {
@@ -232,6 +232,10 @@ const tasks = {
   'build:web'() {
     say('building the page into build/web');
     node(bin.tsx, ['scripts/build_web.ts']);
+  },
+  pack(args) {
+    build();
+    node('scripts/pack.mjs', args);
   },
   lint() {
     node(bin.tsc, ['-p', 'tsconfig.check.json']);

@@ -65,7 +65,7 @@ describe('qkvgemm doctor', () => {
     expect(code).to.equal(0);
     expect(diagnosis.cudaLibrary).to.equal(fs.existsSync(cudaLibrary) ? cudaLibrary : null);
     expect(diagnosis.cudaDevices).to.deep.equal([]);
-    expect(diagnosis.tried['libqkvgemm-cuda.so'][0]).to.equal(cudaLibrary);
+    expect(diagnosis.tried['libqkvgemm-cuda.so'].at(-1)).to.equal(cudaLibrary);
   });
 
   it('QKVGEMM_ISA forces the instruction set, and is named', () => {

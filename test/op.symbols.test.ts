@@ -1,7 +1,14 @@
-/** What the binaries show to the process that loads them: their entry points, and nothing of the C++ runtime in them. */
+/**
+ * What the binaries show to the process that loads them, their entry points and nothing of the C++ runtime in them, and what
+ * they ask it for: nothing that ONNX Runtime does not ask for as well.
+ */
 import { expect } from 'chai';
 import { spawnSync } from 'node:child_process';
+import fs from 'node:fs';
+import { createRequire } from 'node:module';
+import path from 'node:path';
 import { findBinary } from '../ts/session/library.js';
+import { isOlder } from '../ts/version_order.js';
 import { cudaLibraryOrSkip } from './support/cuda.js';
 
 /** Output of one of binutils' programs, which come with g++. */
@@ -25,10 +32,44 @@ function needed(file: string): string[] {
   );
 }
 
-/** Libraries of the system that any host has. */
-const SYSTEM = /^(lib(c|m|dl|rt|pthread)\.so\.\d+|ld-linux-x86-64\.so\.2)$/;
+/** Libraries that any host has: those of the system, and libgcc, which ONNX Runtime needs. */
+const SYSTEM = /^(lib(c|m|dl|rt|pthread)\.so\.\d+|ld-linux-(x86-64|aarch64)\.so\.\d|libgcc_s\.so\.1)$/;
+
+/** Symbols from elsewhere with the version that the file asks for: `pthread_once`, `GLIBC`, `2.2.5`. */
+function imported(file: string): { symbol: string; family: string; version: string }[] {
+  const lines = binutils('readelf', ['--dyn-syms', '--wide', file]).matchAll(
+    /\bUND (\w+)@{1,2}([A-Z]+)_([\d.]+)/g,
+  );
+  return [...lines].map(([, symbol = '', family = '', version = '']) => ({ symbol, family, version }));
+}
+
+/** The newest version of each family of symbols (GLIBC, GCC, GLIBCXX) that the file asks for. */
+function newest(file: string): Map<string, string> {
+  const found = new Map<string, string>();
+  for (const { family, version } of imported(file))
+    if (isOlder(found.get(family) ?? '0', version)) found.set(family, version);
+  return found;
+}
+
+/** The ONNX Runtime that onnxruntime-node brings. */
+function runtimeLibrary(): string {
+  const bin = path.join(
+    path.dirname(createRequire(import.meta.url).resolve('onnxruntime-node/package.json')),
+    'bin',
+  );
+  const files = fs.readdirSync(bin, { recursive: true, encoding: 'utf8' });
+  const file = files.find((name) => name.includes(`linux/${process.arch}/libonnxruntime.so`));
+  if (file === undefined) throw new Error(`no libonnxruntime.so for linux/${process.arch} in ${bin}`);
+  return path.join(bin, file);
+}
 
 describe('symbols of the binaries', () => {
+  before(function () {
+    if (!spawnSync('readelf', ['--version']).error) return;
+    console.log('  (skipped: binutils are not installed here)');
+    this.skip();
+  });
+
   it('the library exports RegisterCustomOps alone', () => {
     expect(exported(findBinary('libqkvgemm.so'))).to.deep.equal(['RegisterCustomOps']);
   });
@@ -57,5 +98,23 @@ describe('symbols of the binaries', () => {
         name,
       ).to.deep.equal([]);
     }
+  });
+
+  const asksForNothingNewer = (file: string): void => {
+    const host = newest(runtimeLibrary());
+    expect([...host.keys()]).to.include.members(['GLIBC', 'GLIBCXX', 'GCC']);
+    const symbols = imported(file);
+    expect(symbols.length).to.be.above(20);
+    const newer = symbols.filter(({ family, version }) => isOlder(host.get(family) ?? '0', version));
+    expect(newer.map(({ symbol, family, version }) => `${symbol}@${family}_${version}`)).to.deep.equal([]);
+  };
+
+  for (const name of ['libqkvgemm.so', 'qkvgemm_session.node'] as const)
+    it(`${name} needs no newer C or C++ library than ONNX Runtime (ops/portable/glibc.cmake)`, () => {
+      asksForNothingNewer(findBinary(name));
+    });
+
+  it('nor does the CUDA library', function () {
+    asksForNothingNewer(cudaLibraryOrSkip(this));
   });
 });

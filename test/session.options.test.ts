@@ -232,7 +232,7 @@ describe('finding the library', () => {
     const copy = fs.mkdtempSync(path.join(os.tmpdir(), 'qkvgemm-unbuilt-'));
     try {
       fs.cpSync(path.join(root, 'ts'), path.join(copy, 'ts'), { recursive: true });
-      fs.writeFileSync(path.join(copy, 'package.json'), '{ "type": "module" }');
+      fs.writeFileSync(path.join(copy, 'package.json'), '{ "type": "module", "version": "1.2.3" }');
       const index = path.join(copy, 'ts', 'session', 'index.ts');
       const program = `import(${JSON.stringify(index)}).then(({ libraryPath, withCustomOps, withQkvGemm }) => {
         const failure = (call) => { try { call(); return null; } catch ({ code, message }) { return { code, message }; } };
@@ -259,7 +259,7 @@ describe('finding the library', () => {
         expect(found[i]?.code).to.equal('LIBRARY_NOT_FOUND');
         expect(found[i]?.message)
           .to.contain(path.join(copy, 'build', 'Release', name))
-          .and.to.contain(`@onnx-qkv-gemm/${platformName()}/${name}`)
+          .and.to.contain(`onnx-qkv-gemm-${name.includes('cuda') ? 'cuda-' : ''}${platformName()}/${name}`)
           .and.to.contain(name === 'libqkvgemm-cuda.so' ? 'QKVGEMM_CUDA=1 npm run build' : 'npm run build');
       });
     } finally {

@@ -2,8 +2,8 @@
 import { fork } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { QkvGemmError } from '../errors.js';
+import packageRoot from '../package_root.cjs';
 import type { Feeds } from '../verify/feed_plan.js';
 import type { RunnerOptions } from '../verify/runner.js';
 
@@ -32,8 +32,7 @@ export function ownPeak(): number {
 }
 
 /** From sources as well as from what is compiled. */
-const here = fileURLToPath(import.meta.url);
-const child = path.join(path.dirname(here), `memory_child${path.extname(here)}`);
+const child = path.join(packageRoot.folder, 'bench', `memory_child${packageRoot.extension}`);
 
 /** Loads a model and runs it twice in a process of its own. */
 export function peakMemory(file: string, options: RunnerOptions, feeds: Feeds): Promise<PeakMemory> {

@@ -1,8 +1,8 @@
 #!/usr/bin/env node
 /** The command `qkvgemm`. */
 import { Command, CommanderError, Option } from 'commander';
-import { createRequire } from 'node:module';
 import { QkvGemmError } from '../errors.js';
+import packageRoot from '../package_root.cjs';
 import { addBench } from './bench.js';
 import { addDoctor } from './doctor.js';
 import { EXIT } from './exit.js';
@@ -33,12 +33,10 @@ Examples:
   qkvgemm doctor
 `;
 
-const { version } = createRequire(import.meta.url)('../../package.json') as { version: string };
-
 export async function main(args: readonly string[]): Promise<number> {
   const program = new Command('qkvgemm')
     .description('Norm + QKV projection as one operator in ONNX models.')
-    .version(version)
+    .version(packageRoot.manifest.version)
     .exitOverride()
     .showHelpAfterError('(qkvgemm --help shows all options)')
     .addHelpText('after', HELP);
@@ -152,4 +150,5 @@ process.stdout.on('error', (error: NodeJS.ErrnoException) => {
   if (error.code !== 'EPIPE') throw error;
 });
 
-process.exitCode = await main(process.argv.slice(2));
+process.exitCode = EXIT.failed; // of a process that ends before the command is done
+void main(process.argv.slice(2)).then((code) => (process.exitCode = code));

@@ -1,8 +1,8 @@
 /** What this machine has, what is missing, and what to do about it. */
 import fs from 'node:fs';
-import { createRequire } from 'node:module';
 import path from 'node:path';
 import { QkvGemmError } from '../errors.js';
+import packageRoot from '../package_root.cjs';
 import {
   cudaDevices,
   installSessionHook,
@@ -14,7 +14,7 @@ import {
 import {
   CPU_LIBRARY,
   CUDA_LIBRARY,
-  HOW_TO_GET,
+  howToGet,
   LIBRARY_VARIABLE,
   platformName,
   searchBinary,
@@ -137,8 +137,7 @@ const problem = (name: string, found: string, action: string): Check => ({
 });
 
 function nodeCheck(): Check {
-  const { engines } = createRequire(import.meta.url)('../../package.json') as { engines: { node: string } };
-  const oldest = engines.node.replace(/^>=/, '');
+  const oldest = packageRoot.manifest.engines.node.replace(/^>=/, '');
   const { node } = process.versions;
   return isOlder(node, oldest)
     ? problem('Node', node, `Install Node ${oldest} or newer.`)
@@ -171,7 +170,7 @@ function binaryCheck(name: string, binary: Binary, { file, tried, namedBy }: Sea
   return problem(
     name,
     `${binary} is not there; tried ${tried.join(', ')}`,
-    namedBy ? `Correct ${LIBRARY_VARIABLE}, or unset it to use the one of this package.` : HOW_TO_GET[binary],
+    namedBy ? `Correct ${LIBRARY_VARIABLE}, or unset it to use the one of this package.` : howToGet(binary),
   );
 }
 
@@ -190,7 +189,7 @@ async function runCheck(provider: 'cpu' | 'cuda'): Promise<Check> {
   if (why === undefined) return ok(name, 'runs and gives the right result');
   const action =
     provider === 'cpu'
-      ? 'Build the library for this machine and this ONNX Runtime: npm run build in a source tree.'
+      ? 'See that library and onnxruntime-node are those for this machine; npm run build in a source tree makes the library.'
       : "Run onnxruntime-node's install script, which fetches the CUDA provider (npm rebuild onnxruntime-node), and see that driver and cuDNN suit it.";
   return provider === 'cpu' ? problem(name, why, action) : note(name, why, action);
 }
@@ -204,7 +203,7 @@ function cudaChecks({ cudaDevices: devices, cudaDriver, cudaLibrary, providers, 
   const checks = [ok('CUDA', found)];
   checks.push(
     cudaLibrary === null
-      ? note('CUDA library', `not there; tried ${tried[CUDA_LIBRARY].join(', ')}`, HOW_TO_GET[CUDA_LIBRARY])
+      ? note('CUDA library', `not there; tried ${tried[CUDA_LIBRARY].join(', ')}`, howToGet(CUDA_LIBRARY))
       : ok('CUDA library', cudaLibrary),
   );
   if (!providers.includes('cuda'))

@@ -1,6 +1,7 @@
 import { createRequire } from 'node:module';
 import path from 'node:path';
 import { QkvGemmError } from '../errors.js';
+import packageRoot from '../package_root.cjs';
 import { isOlder } from '../version_order.js';
 import { findBinary } from './library.js';
 
@@ -27,7 +28,6 @@ interface Addon {
 /** onnxruntime-node before this does not accept the op's dynamic types. */
 export const OLDEST_RUNTIME = '1.22.0';
 
-const require = createRequire(import.meta.url);
 let addon: Addon | undefined;
 
 function loadAddon(): Addon {
@@ -41,13 +41,13 @@ function loadAddon(): Addon {
   }
   const file = findBinary('qkvgemm_session.node');
   try {
-    addon = require(file) as Addon;
+    addon = packageRoot.require(file) as Addon;
     return addon;
   } catch (error) {
     throw new QkvGemmError(
       'LIBRARY_LOAD_FAILED',
       `The addon '${file}' could not be loaded: ${error instanceof Error ? error.message : String(error)}. ` +
-        'Rebuild it with `npm run build`.',
+        'Reinstall the package, or rebuild it in a source tree with `npm run build`.',
       { cause: error },
     );
   }
@@ -56,7 +56,7 @@ function loadAddon(): Addon {
 /** Loads onnxruntime-node: the one this package sees, or the one of the current folder. */
 function loadOnnxruntime(): void {
   const attempts: string[] = [];
-  for (const from of [import.meta.url, path.join(process.cwd(), 'noop.js')]) {
+  for (const from of [packageRoot.root, process.cwd()].map((folder) => path.join(folder, 'package.json'))) {
     try {
       createRequire(from)('onnxruntime-node');
       return;

@@ -1,8 +1,7 @@
 import fs from 'node:fs';
-import { createRequire } from 'node:module';
 import path from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { QkvGemmError } from '../errors.js';
+import packageRoot from '../package_root.cjs';
 
 /** The op for the CPU. */
 export const CPU_LIBRARY = 'libqkvgemm.so';
@@ -11,22 +10,28 @@ export const CUDA_LIBRARY = 'libqkvgemm-cuda.so';
 /** The package's binaries; the last is the session addon. */
 export type Binary = typeof CPU_LIBRARY | typeof CUDA_LIBRARY | 'qkvgemm_session.node';
 
+/** Platforms that there are packages of binaries for. */
+const PLATFORMS = ['linux-x64-gnu'];
+
 /** How a binary comes about that was not found. */
-export const HOW_TO_GET: Record<Binary, string> = {
-  [CPU_LIBRARY]: 'Build it in a source tree with `npm run build`, or set QKVGEMM_LIBRARY to its path.',
-  [CUDA_LIBRARY]:
-    'Build it in a source tree with `QKVGEMM_CUDA=1 npm run build`, which needs the CUDA toolkit (nvcc), or set ' +
-    "QKVGEMM_LIBRARY to its path. Without it the model's QKVGemm nodes would run on the CPU between nodes on the GPU; if " +
-    "that is wanted, name the CPU's library: withQkvGemm(options, { library: libraryPath() }).",
-  'qkvgemm_session.node': 'Build it in a source tree with `npm run build`.',
-};
+export function howToGet(name: Binary): string {
+  const install = PLATFORMS.includes(platformName())
+    ? `Install its package: npm install ${packageOf(name)}@${packageRoot.manifest.version}` +
+      (name === CUDA_LIBRARY
+        ? '. '
+        : ', which npm does by itself unless optional dependencies are left out. ')
+    : `There is no package of it for ${platformName()}. `;
+  const set = name === 'qkvgemm_session.node' ? '.' : `, or set ${LIBRARY_VARIABLE} to its path.`;
+  if (name !== CUDA_LIBRARY) return `${install}Or build it in a source tree with \`npm run build\`${set}`;
+  return (
+    `${install}Or build it in a source tree with \`QKVGEMM_CUDA=1 npm run build\`, which needs the CUDA toolkit (nvcc)${set} ` +
+    "Without it the model's QKVGemm nodes would run on the CPU between nodes on the GPU; if that is wanted, name the " +
+    "CPU's library: withQkvGemm(options, { library: libraryPath() })."
+  );
+}
 
 /** Environment variable that names a library to use instead of the package's own. */
 export const LIBRARY_VARIABLE = 'QKVGEMM_LIBRARY';
-
-const require = createRequire(import.meta.url);
-/** The package's root, from `ts/session` and from `dist/session` alike. */
-const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '..', '..');
 
 /** `linux-x64-gnu`: operating system, processor and, on Linux, C library. */
 export function platformName(): string {
@@ -39,6 +44,11 @@ function isMusl(): boolean {
   return report.header?.glibcVersionRuntime === undefined;
 }
 
+/** The package that brings a binary for a platform. CUDA's is one that users install by its name. */
+export function packageOf(name: Binary, platform = platformName()): string {
+  return `onnx-qkv-gemm-${name === CUDA_LIBRARY ? 'cuda-' : ''}${platform}`;
+}
+
 /** What a search found, and the places it looked at, in order. */
 export interface Search {
   file?: string;
@@ -48,8 +58,8 @@ export interface Search {
 }
 
 /**
- * Looks for one of the package's binaries: the given path, the environment variable (for the library), the build folder of
- * a source tree, the package of this platform, in this order. Behind a given path that does not exist the search does not
+ * Looks for one of the package's binaries: the given path, the environment variable (for the library), the package of
+ * this platform, the build folder of a source tree, in this order. Behind a given path that does not exist the search does not
  * go on.
  */
 export function searchBinary(name: Binary, given?: string): Search {
@@ -60,13 +70,12 @@ export function searchBinary(name: Binary, given?: string): Search {
     const namedBy = given !== undefined ? 'the caller' : LIBRARY_VARIABLE;
     return { tried: [file], namedBy, ...(fs.existsSync(file) ? { file } : {}) };
   }
-  const built = path.join(root, 'build', 'Release', name);
-  if (fs.existsSync(built)) return { file: built, tried: [built] };
-  const packaged = `@onnx-qkv-gemm/${platformName()}/${name}`;
+  const packaged = `${packageOf(name)}/${name}`;
   try {
-    return { file: require.resolve(packaged), tried: [built, packaged] };
+    return { file: packageRoot.require.resolve(packaged), tried: [packaged] };
   } catch {
-    return { tried: [built, packaged] };
+    const built = path.join(packageRoot.root, 'build', 'Release', name);
+    return { tried: [packaged, built], ...(fs.existsSync(built) ? { file: built } : {}) };
   }
 }
 
@@ -85,7 +94,7 @@ export function findBinary(name: Binary, given?: string): string {
     'LIBRARY_NOT_FOUND',
     `${name} was not found for ${platformName()} (Node ${process.version}). Tried:\n` +
       tried.map((place) => `  ${place}`).join('\n') +
-      `\n${HOW_TO_GET[name]}`,
+      `\n${howToGet(name)}`,
   );
 }
 
