@@ -209,6 +209,45 @@ describe('the packages', () => {
     expect(runNode(folder, ['--eval', print], { QKVGEMM_LIBRARY: copy }).stdout).to.equal(`${copy}\n`);
   });
 
+  it('the CUDA package is made where its library is, and that library is found in it', () => {
+    // What it does is tested elsewhere; here any library will do.
+    const [binaries, out] = [at('binaries'), at('packed')];
+    fs.cpSync(moduleOf(PLATFORM), binaries, { recursive: true });
+    fs.copyFileSync(path.join(binaries, 'libqkvgemm.so'), path.join(binaries, 'libqkvgemm-cuda.so'));
+    const pack = path.join(root, 'scripts', 'pack.mjs');
+    const packed = runNode(folder, [pack, '--binaries', binaries, '--out', out, '--platforms', 'linux-x64-gnu,linux-arm64-gnu']); // prettier-ignore
+    expect(packed.code, packed.stderr).to.equal(0);
+    const cuda = `onnx-qkv-gemm-cuda-${platformName()}`;
+    const unpack = (name: string, target: string): void => {
+      const tarball = packed.stdout.split('\n').find((line) => path.basename(line).startsWith(`${name}-0`));
+      fs.mkdirSync(target, { recursive: true });
+      const args = ['-xzf', tarball ?? `${name}: none`, '-C', target, '--strip-components=1'];
+      expect(spawnSync('tar', args, { encoding: 'utf8' }).stderr).to.equal('');
+    };
+    unpack('onnx-qkv-gemm', at('main'));
+    const { optionalDependencies } = JSON.parse(fs.readFileSync(at('main', 'package.json'), 'utf8')) as {
+      optionalDependencies: object;
+    };
+    expect(optionalDependencies).to.have.keys('onnx-qkv-gemm-linux-x64-gnu', 'onnx-qkv-gemm-linux-arm64-gnu');
+
+    const print = "console.log(require('onnx-qkv-gemm').libraryPath({ cuda: true }))";
+    const before = runNode(folder, ['--eval', print]);
+    expect(before.stderr).to.contain(`npm install ${cuda}@`).and.to.contain('LIBRARY_NOT_FOUND');
+    unpack(cuda, moduleOf(cuda));
+    expect(manifestOf(cuda)).to.deep.include({ libc: ['glibc'], files: ['libqkvgemm-cuda.so'] });
+    const file = moduleOf(cuda, 'libqkvgemm-cuda.so');
+    expect(runNode(folder, ['--eval', print])).to.deep.equal({ code: 0, stdout: `${file}\n`, stderr: '' });
+  });
+
+  it('are not made where binaries are missing', () => {
+    fs.mkdirSync(at('empty'));
+    const args = [path.join(root, 'scripts', 'pack.mjs'), '--binaries', at('empty'), '--out', at('nothing')];
+    const { code, stdout, stderr } = runNode(folder, args);
+    expect(code).to.equal(1);
+    expect(stdout).to.equal('');
+    expect(stderr).to.contain(at('empty')).and.to.contain('libqkvgemm.so').and.to.contain('npm run build');
+  });
+
   it('without the platform package: places and what to do are told, and a fused model still runs', () => {
     without(moduleOf(PLATFORM), () => {
       const { code, stderr } = runNode(folder, ['example.mjs']);

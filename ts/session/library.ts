@@ -15,19 +15,20 @@ const PLATFORMS = ['linux-x64-gnu'];
 
 /** How a binary comes about that was not found. */
 export function howToGet(name: Binary): string {
-  const install = PLATFORMS.includes(platformName())
-    ? `Install its package: npm install ${packageOf(name)}@${packageRoot.manifest.version}` +
-      (name === CUDA_LIBRARY
-        ? '. '
-        : ', which npm does by itself unless optional dependencies are left out. ')
-    : `There is no package of it for ${platformName()}. `;
+  const cuda = name === CUDA_LIBRARY;
+  const [command, needs] = cuda
+    ? ['QKVGEMM_CUDA=1 npm run build', ', which needs the CUDA toolkit (nvcc)']
+    : ['npm run build', ''];
+  const install = `Install its package: npm install ${packageOf(name)}@${packageRoot.manifest.version}`;
+  const itself = cuda ? '' : ', which npm does by itself unless optional dependencies are left out';
+  const build = PLATFORMS.includes(platformName())
+    ? `${install}${itself}. Or build it`
+    : `There is no package of it for ${platformName()}: build it`;
   const set = name === 'qkvgemm_session.node' ? '.' : `, or set ${LIBRARY_VARIABLE} to its path.`;
-  if (name !== CUDA_LIBRARY) return `${install}Or build it in a source tree with \`npm run build\`${set}`;
-  return (
-    `${install}Or build it in a source tree with \`QKVGEMM_CUDA=1 npm run build\`, which needs the CUDA toolkit (nvcc)${set} ` +
-    "Without it the model's QKVGemm nodes would run on the CPU between nodes on the GPU; if that is wanted, name the " +
-    "CPU's library: withQkvGemm(options, { library: libraryPath() })."
-  );
+  const without =
+    " Without it the model's QKVGemm nodes would run on the CPU between nodes on the GPU; if that is wanted, name the CPU's " +
+    'library: withQkvGemm(options, { library: libraryPath() }).';
+  return `${build} in a source tree with \`${command}\`${needs}${set}${cuda ? without : ''}`;
 }
 
 /** Environment variable that names a library to use instead of the package's own. */
