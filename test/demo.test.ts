@@ -173,7 +173,8 @@ describe('commands of the demo and the benchmark', () => {
   it('prints a row of the benchmark for each M and weight type', () => {
     const { status, stdout, stderr } = script('bench_cpu.ts', '--k', '768', '--seconds', '0.01');
     expect(status, stderr).to.equal(0);
-    const names = ['stock graph fp32', 'QKVGemm fp32', 'QKVGemm fp16', 'QKVGemm bf16', 'QKVGemm int8'];
+    const own = ['fp32', 'fp16', 'bf16', 'int8', 'int8 x int8'].map((type) => `QKVGemm ${type}`);
+    const names = ['stock graph fp32', ...own, 'MatMulNBits', 'DynamicQuantizeMatMul'];
     const rows = stdout.split('\n').filter((line) => /^\| \d/.test(line));
     expect(rows.map((line) => line.split(' | ').slice(0, 2))).to.deep.equal(
       [1, 8, 128, 512].flatMap((m) => names.map((name) => [`| ${m}`, name])),
@@ -183,7 +184,7 @@ describe('commands of the demo and the benchmark', () => {
   it('refuses a size that the benchmark does not have', () => {
     const { status, stderr } = script('bench_cpu.ts', '--k', '5');
     expect(status).to.equal(2);
-    expect(stderr).to.include('--k 768 or 4096');
+    expect(stderr).to.include('--k and --n of K=768, N=2304;');
   });
 });
 
