@@ -39,6 +39,8 @@ const VARIANTS: Variant[] = [
 
 interface Subject {
   name: string;
+  /** Rounding rows to 8 bits in so many layers of random weights costs this model more than is allowed. */
+  exactRows?: boolean;
   write: (folder: string) => string;
   feeds: () => Record<string, Tensor>;
 }
@@ -66,6 +68,7 @@ const SUBJECTS: Record<string, Subject> = {
   },
   llama: {
     name: `Llama 1B, one token behind ${TOKENS}`,
+    exactRows: true,
     write: (folder) => writeLlamaStack(folder, LLAMA_1B),
     feeds() {
       const { layers, hidden, kvHeads, headSize } = LLAMA_1B;
@@ -103,6 +106,7 @@ async function bench(subject: Subject, folder: string, seconds: number, threads:
   );
   console.log('|---|---:|---:|---:|---:|---:|---:|---:|');
   for (const { name, dtype, activationQuant } of VARIANTS) {
+    if (subject.exactRows && activationQuant) continue;
     const options: FuseOptions = {
       dtype,
       targets: ['qkv', 'mlp', 'linear'],
