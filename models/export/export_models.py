@@ -102,6 +102,21 @@ def main():
     parser.add_argument("--redo", action="store_true")
     options = parser.parse_args()
     failures = {}
+
+    def attempt(folder, make):
+        """What `make` gives; None, with the folder gone and the error kept, where it fails: the others are made all the same."""
+        try:
+            made = make()
+            print(folder.name, (folder / "model.onnx").stat().st_size, flush=True)
+            return made
+        except Exception as error:
+            failures[folder.name] = f"{type(error).__name__}: {str(error)[:300]}"
+            print("FAILED", folder.name, failures[folder.name], flush=True)
+            if options.verbose:
+                traceback.print_exc()
+            shutil.rmtree(folder, ignore_errors=True)
+            return None
+
     for family, (arch, paths) in ARCHITECTURES.items():
         for spec in paths.split():
             path, *variants = spec.split("+")
@@ -109,33 +124,28 @@ def main():
             wanted = [n for n in [base.name, *(f"{base.name}.{v}" for v in variants)] if re.search(options.only, n)]
             if not wanted or (not options.redo and all((options.out / n / "model.onnx").exists() for n in wanted)):
                 continue
-            try:
+
+            def make_base():
                 base.mkdir(parents=True, exist_ok=True)
                 args = export(arch, path, str(base / "model.onnx"))
                 write_inputs(base, args)
-                print(base.name, (base / "model.onnx").stat().st_size, flush=True)
-            except Exception as error:
-                failures[base.name] = f"{type(error).__name__}: {str(error)[:300]}"
-                print("FAILED", base.name, failures[base.name], flush=True)
-                if options.verbose:
-                    traceback.print_exc()
-                shutil.rmtree(base, ignore_errors=True)
+                return args
+
+            args = attempt(base, make_base)
+            if args is None:
                 continue
             for variant in variants:
                 folder = options.out / f"{base.name}.{variant}"
-                try:
+
+                def make_variant():
                     folder.mkdir(exist_ok=True)
                     VARIANTS[variant](base / "model.onnx", folder / "model.onnx")
                     write_inputs(folder, args)
                     if variant == "fp16":
                         halve_inputs(folder)
-                    print(folder.name, (folder / "model.onnx").stat().st_size, flush=True)
-                except Exception as error:
-                    failures[folder.name] = f"{type(error).__name__}: {str(error)[:300]}"
-                    print("FAILED", folder.name, failures[folder.name], flush=True)
-                    if options.verbose:
-                        traceback.print_exc()
-                    shutil.rmtree(folder, ignore_errors=True)
+                    return args
+
+                attempt(folder, make_variant)
     if options.strip:
         for file in options.out.glob("*/model.onnx"):
             strip(file)
