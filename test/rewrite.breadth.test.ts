@@ -13,7 +13,7 @@ import { worstDifference } from '../scripts/bench/difference.js';
 import { fuseFile } from '../ts/fuse_file.js';
 import type { Target } from '../ts/rewrite/options.js';
 import { withQkvGemm } from '../ts/session/index.js';
-import { floats, quiet } from './support/run.js';
+import { quiet, runModel } from './support/run.js';
 
 const TARGETS = ['qkv', 'qkv,mlp', 'qkv,mlp,linear'] as const;
 type Counts = readonly [number, number, number];
@@ -94,27 +94,12 @@ const DYNAMIC = /\.dynu?int8$/;
 const settingsOf = (name: string): ort.InferenceSession.SessionOptions =>
   name.endsWith('.qdqw8') ? { ...quiet, graphOptimizationLevel: 'disabled' } : quiet;
 
-async function run(
-  file: string,
-  inputs: readonly ort.Tensor[],
-  options: ort.InferenceSession.SessionOptions,
-): Promise<Float32Array[]> {
-  const session = await ort.InferenceSession.create(file, options);
-  try {
-    const feeds = Object.fromEntries(session.inputNames.map((name, i) => [name, inputs[i] as ort.Tensor]));
-    const results = await session.run(feeds);
-    return session.outputNames.map((name) => floats(results[name] as ort.Tensor));
-  } finally {
-    await session.release();
-  }
-}
-
 /** The original without optimisations; some float16 models do not load without, because Casts are missing then. */
 async function reference(file: string, inputs: readonly ort.Tensor[]): Promise<Float32Array[]> {
   try {
-    return await run(file, inputs, { ...quiet, graphOptimizationLevel: 'disabled' });
+    return await runModel(file, inputs, { ...quiet, graphOptimizationLevel: 'disabled' });
   } catch {
-    return await run(file, inputs, quiet);
+    return await runModel(file, inputs, quiet);
   }
 }
 
@@ -171,7 +156,7 @@ for (const folder of FOLDERS) {
             ['with the library', withQkvGemm(settings)],
             ['without the library', settings],
           ] as const)
-            expect(worstDifference(expected, await run(output, inputs, session)), how).to.be.below(bound);
+            expect(worstDifference(expected, await runModel(output, inputs, session)), how).to.be.below(bound);
         });
       });
     }
@@ -185,10 +170,10 @@ for (const folder of FOLDERS) {
         const [float, original] = [name.replace(DYNAMIC, ''), name].map((n) => path.join(folder, n, 'model.onnx'));
         const output = path.join(scratch, `${name}.onnx`);
         await fuseFile(original ?? '', output, { targets: ['qkv', 'mlp', 'linear'], overwrite: true });
-        const truth = await run(float ?? '', inputs, quiet);
-        const before = meanDifference(truth, await run(original ?? '', inputs, quiet));
+        const truth = await runModel(float ?? '', inputs, quiet);
+        const before = meanDifference(truth, await runModel(original ?? '', inputs, quiet));
         for (const settings of [withQkvGemm(quiet), quiet])
-          expect(meanDifference(truth, await run(output, inputs, settings)), `${name}, before ${before}`).to.be.at.most(before);
+          expect(meanDifference(truth, await runModel(output, inputs, settings)), `${name}, before ${before}`).to.be.at.most(before);
       }
     });
   }); // prettier-ignore

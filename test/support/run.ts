@@ -6,13 +6,16 @@ import { toFloat32 } from '../../ts/rewrite/weights/convert.js';
 /** ONNX Runtime's warnings are noise in a test report; its errors come as exceptions. */
 export const quiet: ort.InferenceSession.SessionOptions = { logSeverityLevel: 4 };
 
-/** First to last output of a model as float32, run on inputs in graph order. */
+/** First to last output of a model, its bytes or its path, as float32, run on inputs in graph order. */
 export async function runModel(
-  model: Uint8Array,
+  model: string | Uint8Array,
   inputs: readonly ort.Tensor[],
   options: ort.InferenceSession.SessionOptions = quiet,
 ): Promise<Float32Array[]> {
-  const session = await ort.InferenceSession.create(model, options);
+  const session =
+    typeof model === 'string'
+      ? await ort.InferenceSession.create(model, options)
+      : await ort.InferenceSession.create(model, options);
   try {
     const feeds = Object.fromEntries(session.inputNames.map((name, i) => [name, inputs[i] as ort.Tensor]));
     const results = await session.run(feeds);
