@@ -3,9 +3,11 @@ import type * as ort from 'onnxruntime-node';
 import { corpusInputs, corpusModel, corpusModels, withoutTraining } from '../../../models/corpus.js';
 import { runModel } from '../../../test/support/run.js';
 import { Model } from '../../../ts/onnx/model.js';
+import type { Node } from '../../../ts/onnx/node.js';
 import { fuseBytes } from '../../../ts/rewrite/fuse.js';
 import { withQkvGemm } from '../../../ts/session/index.js';
 import { worstDifference } from '../difference.js';
+import { roundingOfModel } from '../rounding.js';
 import { copies, placement } from './profile.js';
 import { scientific, type Report } from './report.js';
 
@@ -20,13 +22,21 @@ const FACTOR = 2;
  * chooses a convolution's algorithm anew in each session, and with one of them the stock graph of a Whisper encoder is
  * 4.8e-5 away (6 of 150 sessions on an H100, where all others are 2.3e-7 away).
  */
-const allowed = (name: string, model: Model): number => {
+function allowed(name: string, { graph }: Model): number {
   if (name.endsWith('.fp16')) return 4e-3;
-  return model.graph.nodes.some((node) => node.is('Conv')) ? 1e-4 : 2e-5;
-};
+  if (graph.nodes.some(quantisesActivations)) return QUANTISED_STEP;
+  return graph.nodes.some((node) => node.is('Conv')) ? 1e-4 : 2e-5;
+}
+
+/** What one step of an 8-bit quantiser can change in such a model: float32 summed in another order moves some values over a step. */
+const QUANTISED_STEP = 1e-2;
+
+const quantisesActivations = (node: Node): boolean =>
+  node.is('DynamicQuantizeLinear') || node.is('QuantizeLinear');
 
 /**
- * The reference is the CPU: the original, or, where weights are rounded, the rewritten model there.
+ * The reference is the CPU, all in float32: the original, or, where the node's weights or rows differ from it on purpose,
+ * the rewritten model without the library's kernels.
  *
  * @param options session options with the execution provider that is tested.
  * @param provider its name in profiles.
@@ -37,6 +47,7 @@ export async function checkCorpus(options: Options, provider: string, report: Re
   let fusedModels = 0;
   for (const name of corpusModels()) {
     const original = withoutTraining(corpusModel(name));
+    const parsed = new Model(original);
     const inputs = corpusInputs(name);
     const onCpu: Options = { logSeverityLevel: 4 };
     const expected = await runModel(original, inputs, { ...onCpu, graphOptimizationLevel: 'disabled' });
@@ -45,7 +56,8 @@ export async function checkCorpus(options: Options, provider: string, report: Re
       const { model, report: fused } = fuseBytes(original, { dtype });
       if (fused.fused.length === 0) continue;
       fusedModels++;
-      const reference = dtype === 'keep' ? expected : await runModel(model, inputs, withQkvGemm(onCpu));
+      const same = dtype === 'keep' && !parsed.graph.nodes.some(quantisesActivations);
+      const reference = same ? expected : await runModel(model, inputs, onCpu);
       const difference = worstDifference(reference, await runModel(model, inputs, withQkvGemm(options)));
       if (dtype === 'keep') {
         const before = await placement(original, inputs, options);
@@ -55,7 +67,8 @@ export async function checkCorpus(options: Options, provider: string, report: Re
           `${name}: QKVGemm on ${after.providers.join(', ')}, ${copies(after)} Memcpy nodes; expected ${provider} and at most ${copies(before)}, as in the stock graph`,
         );
       }
-      const bound = Math.max(FACTOR * stock, allowed(name, new Model(original)));
+      const rounding = provider === 'CPUExecutionProvider' ? roundingOfModel(model) : 0;
+      const bound = Math.max(FACTOR * stock, allowed(name, parsed)) + rounding;
       report.row(
         name,
         dtype,
