@@ -169,14 +169,18 @@ bool Verify(Case& c, const Plan& plan) {
 
 struct Form {
   const char* name;
-  DType type;
+  DType activations, type;
   bool activation_quant;
   int64_t block;  // of scales; 0: a scale a column
 };
-constexpr Form kForms[] = {{"float32", DType::kFloat, false, 0},      {"float16", DType::kFloat16, false, 0},
-                           {"bfloat16", DType::kBFloat16, false, 0},  {"int8", DType::kInt8, false, 0},
-                           {"int8 by 64", DType::kInt8, false, 64},   {"int8 x int8", DType::kInt8, true, 0},
-                           {"the same by 64", DType::kInt8, true, 64}};
+constexpr Form kForms[] = {{"float32", DType::kFloat, DType::kFloat, false, 0},
+                           {"float16", DType::kFloat, DType::kFloat16, false, 0},
+                           {"bfloat16", DType::kFloat, DType::kBFloat16, false, 0},
+                           {"all bfloat16", DType::kBFloat16, DType::kBFloat16, false, 0},
+                           {"int8", DType::kFloat, DType::kInt8, false, 0},
+                           {"int8 by 64", DType::kFloat, DType::kInt8, false, 64},
+                           {"int8 x int8", DType::kFloat, DType::kInt8, true, 0},
+                           {"the same by 64", DType::kFloat, DType::kInt8, true, 64}};
 
 bool Bench(int64_t k, int64_t n, Isa isa, const ThreadPool& pool, double bandwidth,
            const double (&peaks)[3]) {
@@ -190,14 +194,14 @@ bool Bench(int64_t k, int64_t n, Isa isa, const ThreadPool& pool, double bandwid
   for (const Form& form : kForms) {
     Case c;
     c.p.k = k, c.p.n = n;
-    c.p.tw = form.type;
+    c.p.t = form.activations, c.p.tw = form.type;
     c.p.activation_quant = form.activation_quant;
     c.splits = {n};
     if (c.p.tw == DType::kInt8 && form.block == 0)
       c.p.scale_layout = ScaleLayout::kColumnGroups, c.p.scale_groups = n;
     if (form.block != 0) c.p.scale_layout = ScaleLayout::kBlocks, c.p.scale_block = form.block;
     if (form.block != 0 && k % form.block != 0) continue;
-    c.p.m = 512;
+    c.p.m = 2048;
     std::mt19937 random(7);
     c.Fill(random);
     const Operands o = c.GetOperands();
@@ -207,7 +211,7 @@ bool Bench(int64_t k, int64_t n, Isa isa, const ThreadPool& pool, double bandwid
     std::printf("%-14s packed in %.1f ms, %.1f GB/s\n", form.name, pack / 1e3,
                 static_cast<double>(bytes) / pack / 1e3);
     size_t most = 0;
-    constexpr int64_t kRows[] = {1, 2, 4, 5, 8, 14, 16, 24, 32, 64, 128, 512};
+    constexpr int64_t kRows[] = {1, 2, 4, 5, 8, 14, 16, 24, 32, 64, 128, 512, 2048};
     for (int64_t m : kRows) {
       c.p.m = m;
       most = std::max(most, ScratchBytes(c.p, isa, pool.threads, true));

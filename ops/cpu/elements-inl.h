@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "ops/cpu/kernels.h"
 #include "ops/problem.h"
 
 namespace qkvgemm::cpu {
@@ -87,6 +88,38 @@ void FromFloat(DType to, const float* source, void* target, int64_t count) {
   } else {
     std::memcpy(target, source, static_cast<size_t>(count) * sizeof(float));
   }
+}
+
+template <DType kType>
+void StoreAs(const RowsOfFloats& from, const float* bias, int64_t columns, const RowsOfResults& to) {
+  const float* source = from.data;
+  auto* target = static_cast<char*>(to.data);
+  const int64_t step = to.pitch * static_cast<int64_t>(SizeOf(kType));
+  for (int64_t r = 0; r < from.rows; ++r, source += from.pitch, target += step) {
+    auto* const p = reinterpret_cast<typename Element<kType>::Type*>(target);
+    int64_t i = 0;
+    for (; i + kLanes <= columns; i += kLanes) {
+      Vec v = Vec::Load(source + i);
+      if (bias != nullptr) v = v + Vec::Load(bias + i);
+      if constexpr (kType == DType::kFloat16) {
+        v.StoreFloat16(p + i);
+      } else if constexpr (kType == DType::kBFloat16) {
+        v.StoreBFloat16(p + i);
+      } else {
+        v.Store(p + i);
+      }
+    }
+    float rest[kLanes];
+    const int64_t left = columns - i;
+    for (int64_t e = 0; e < left; ++e) rest[e] = source[i + e] + (bias != nullptr ? bias[i + e] : 0.0f);
+    if (left > 0) FromFloat(kType, rest, p + i, left);
+  }
+}
+
+void StoreRows(const RowsOfFloats& from, const float* bias, int64_t columns, const RowsOfResults& to) {
+  if (to.type == DType::kFloat16) return StoreAs<DType::kFloat16>(from, bias, columns, to);
+  if (to.type == DType::kBFloat16) return StoreAs<DType::kBFloat16>(from, bias, columns, to);
+  StoreAs<DType::kFloat>(from, bias, columns, to);
 }
 
 }  // namespace

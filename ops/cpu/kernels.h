@@ -48,10 +48,31 @@ struct RowNorm {
   const float* beta;   // null: zeros
 };
 
+// A matrix's rows, as far as one panel's columns lie in them.
+struct RowsOfFloats {
+  const float* data;
+  int64_t rows;
+  int64_t pitch;  // elements from row to row
+};
+struct RowsOfResults {
+  DType type;
+  void* data;
+  int64_t pitch;
+};
+
+// Takes the results of a row tile, [count][nr], as soon as they are there: while they are on their way to
+// memory, the next tile is computed.
+struct Receiver {
+  void (*take)(const void* context, int64_t first_row, const RowsOfFloats& results);
+  const void* context;
+};
+
 struct Kernels {
   void (*to_float)(DType from, const void* source, float* target, int64_t count);
   // source and target may be the same.
   void (*from_float)(DType to, const float* source, void* target, int64_t count);
+  // Stores rows of `columns` floats, `from.pitch` elements apart, with a bias (null: none) added to each.
+  void (*store)(const RowsOfFloats& from, const float* bias, int64_t columns, const RowsOfResults& to);
   // x [k] -> normalised [k]; x and out may be the same.
   void (*normalize)(const RowNorm& norm, const float* x, float* out, int64_t k);
   // activation_quant in float: rounds to int8 with one scale for the row, max|x| / 127, and back.
@@ -59,8 +80,8 @@ struct Kernels {
   // A row in fixed point: x = step * sum over d of 256^(digits - 1 - d) q[d], rounded to nearest, with a step
   // that gives the largest |x| 127 in the first digit. Returns the step, NaN where the row is not finite.
   float (*split_row)(const float* x, int64_t k, int digits, int8_t* q);  // q [digits][k]
-  // c [rows][nr] = A * W for one panel; holds [rows][digits][nr] meanwhile. `widen`: as in Plan.
-  void (*multiply)(const Rows& rows, const Panel& panel, bool widen, float* c);
+  // A * W for one panel, handed over tile by tile. `widen`: as in Plan; c: [rows][digits][nr], for sums.
+  void (*multiply)(const Rows& rows, const Panel& panel, bool widen, float* c, const Receiver& receiver);
   // For benchmarks: multiplies registers with each other and returns how many products it made, a multiple of
   // `steps`. `sink` [nr] is read and written.
   int64_t (*spin)(Operand operand, int64_t steps, uint32_t* sink);

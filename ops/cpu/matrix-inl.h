@@ -39,6 +39,7 @@ template <Operand kOperand, int kSum>
 class MatrixTiles {
  public:
   static constexpr int kMr = kMatrixRows;
+  static constexpr int kLanesOfK = kMatrixKBlock;
 
   MatrixTiles() = default;
   MatrixTiles(const MatrixTiles&) = delete;
@@ -149,12 +150,13 @@ class MatrixTiles {
   int rows_ = 0;  // that the registers are configured for
 };
 
-void MultiplyOnMatrices(const Rows& rows, const Panel& panel, bool widen, float* c) {
-  if (!rows.matrix) return MultiplyVectors(rows, panel, widen, c);
+void MultiplyOnMatrices(const Rows& rows, const Panel& panel, bool widen, float* c,
+                        const Receiver& receiver) {
+  if (!rows.matrix) return MultiplyVectors(rows, panel, widen, c, receiver);
   MatrixTiles tiles;
   if (rows.operand == Operand::kBFloat16)
-    return MultiplyWith<Operand::kBFloat16>(rows, panel, widen, c, tiles);
-  MultiplyWith<Operand::kInt8>(rows, panel, widen, c, tiles);
+    return MultiplyWith<Operand::kBFloat16>(rows, panel, widen, c, receiver, tiles);
+  MultiplyWith<Operand::kInt8>(rows, panel, widen, c, receiver, tiles);
 }
 
 template <Operand kOperand>

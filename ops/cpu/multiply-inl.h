@@ -26,12 +26,12 @@ const char* WeightAt(const Panel& panel, int64_t k) {
   return static_cast<const char*>(panel.weight) + k * kTile.nr * static_cast<int64_t>(SizeOf(panel.tw));
 }
 
-// The sums of a whole column of W, [rows][digits][nr], as float, scaled: [rows][nr] in the same place. Where
-// there are several blocks of scales, digits are float and scaled already.
+// A row tile's sums over a whole column of W, [count][digits][nr], as float, scaled: [count][nr] in the same
+// place. Where there are several blocks of scales, digits are float and scaled already.
 template <Operand kOperand>
-void Finish(const Rows& rows, const Panel& panel, float* c) {
+void Finish(const Rows& rows, const Panel& panel, int64_t first_row, int64_t count, float* c) {
   const float* from = c;
-  for (int64_t r = 0; r < rows.count; ++r, c += kTile.nr, from += rows.digits * kTile.nr)
+  for (int64_t r = first_row; r < first_row + count; ++r, c += kTile.nr, from += rows.digits * kTile.nr)
     for (int v = 0; v < kVectors; ++v) {
       Vec value;
       if constexpr (kOperand == Operand::kInt8) {
@@ -80,7 +80,8 @@ void Widen(const Panel& panel, const float* zero_point, int64_t begin, int64_t d
 
 // `register_tiles` multiplies one register tile: see VectorTiles.
 template <Operand kOperand, typename TilesT>
-void MultiplyWith(const Rows& rows, const Panel& panel, bool widen, float* c, TilesT& register_tiles) {
+void MultiplyWith(const Rows& rows, const Panel& panel, bool widen, float* c, const Receiver& receiver,
+                  TilesT& register_tiles) {
   constexpr int kDepth = DepthOf(kOperand);
   alignas(64) uint32_t wide[kKBlock * kTile.nr];
   const RowTiles tiles(rows.count, TilesT::kMr / rows.digits);
@@ -88,12 +89,16 @@ void MultiplyWith(const Rows& rows, const Panel& panel, bool widen, float* c, Ti
   const int64_t scale_depth = panel.block ? panel.block : panel.k;
   // One tile reads W once, in pieces as long as scales allow; and integers are corrected for a whole block.
   const bool whole = (tiles.count == 1 && !widen) || (kOperand == Operand::kInt8 && panel.block != 0);
-  const int64_t most = whole ? panel.k : int64_t{kKBlock} * kDepth;
+  const int64_t most = whole ? panel.k : int64_t{TilesT::kLanesOfK} * kDepth;
   const int64_t sharers = std::min(tiles.count, kSharers);
   MicroArguments arguments{};
   arguments.next_step = kTile.nr * kDepth * static_cast<int64_t>(SizeOf(panel.tw)) / sharers;
   arguments.row_sums_step = rows.blocks;
-  if (panel.k == 0) std::fill(c, c + rows.count * kTile.nr, 0.0f);
+  const bool finish = panel.scale != nullptr && (panel.block == 0 || kOperand == Operand::kInt8);
+  if (panel.k == 0) {
+    std::fill(c, c + rows.count * kTile.nr, 0.0f);
+    receiver.take(receiver.context, 0, {c, rows.count, kTile.nr});
+  }
   for (int64_t k0 = 0, depth; k0 < panel.k; k0 += depth) {
     const int64_t b = k0 / scale_depth;
     depth = std::min({most, (b + 1) * scale_depth - k0, panel.k - k0});
@@ -117,15 +122,18 @@ void MultiplyWith(const Rows& rows, const Panel& panel, bool widen, float* c, Ti
                                                                                 : W::kCached;
       register_tiles.template Multiply<kOperand>(panel, form, depth, static_cast<int>(count * digits),
                                                  arguments);
+      if (k0 + depth < panel.k) continue;
+      float* const results = c + begin * digits * kTile.nr;
+      if (finish) Finish<kOperand>(rows, panel, begin, count, results);
+      receiver.take(receiver.context, begin, {results, count, kTile.nr});
     }
   }
-  if (panel.k > 0 && panel.scale != nullptr && (panel.block == 0 || kOperand == Operand::kInt8))
-    Finish<kOperand>(rows, panel, c);
 }
 
 // Register tiles of vectors.
 struct VectorTiles {
   static constexpr int kMr = kTile.mr;
+  static constexpr int kLanesOfK = kKBlock;
   template <Operand kOperand>
   void Multiply(const Panel& panel, W form, int64_t depth, int count, MicroArguments& arguments) {
     const bool packed = form == W::kPacked;
@@ -135,15 +143,16 @@ struct VectorTiles {
   }
 };
 
-void MultiplyVectors(const Rows& rows, const Panel& panel, bool widen, float* c) {
+void MultiplyVectors(const Rows& rows, const Panel& panel, bool widen, float* c, const Receiver& receiver) {
   constexpr Dot kDot = DotOf(kThisIsa);
   VectorTiles tiles;
   if constexpr (kDot.bfloat16)
     if (rows.operand == Operand::kBFloat16)
-      return MultiplyWith<Operand::kBFloat16>(rows, panel, widen, c, tiles);
+      return MultiplyWith<Operand::kBFloat16>(rows, panel, widen, c, receiver, tiles);
   if constexpr (kDot.int8)
-    if (rows.operand == Operand::kInt8) return MultiplyWith<Operand::kInt8>(rows, panel, widen, c, tiles);
-  MultiplyWith<Operand::kFloat>(rows, panel, widen, c, tiles);
+    if (rows.operand == Operand::kInt8)
+      return MultiplyWith<Operand::kInt8>(rows, panel, widen, c, receiver, tiles);
+  MultiplyWith<Operand::kFloat>(rows, panel, widen, c, receiver, tiles);
 }
 
 }  // namespace

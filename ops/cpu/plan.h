@@ -2,6 +2,7 @@
 // tested without running anything.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -48,6 +49,9 @@ constexpr int kMaxNr = 32;
 // bfloat16, 1024 int8. With 32 columns they are 32 KB: W stays in the first two cache levels while every row
 // tile reads it.
 constexpr int kKBlock = 256;
+// The same for matrix registers, which are faster than the first cache level gives them operands: what bounds
+// them is that sums of 4 KB go out and come back for each block. 256 KB stay in the second cache level.
+constexpr int kMatrixKBlock = 2048;
 // Rows of the input normalised at a time: bounds the scratch (640 * K * 4 bytes) and the accumulators that a
 // task keeps on its stack (640 * 32 * 4 bytes = 80 KB), and is large enough that W is read from memory
 // rarely.
@@ -94,6 +98,9 @@ struct Plan {
 
 // Rows of a register tile.
 constexpr int TileRows(const Plan& plan) { return plan.tile.mr / plan.digits; }
+
+// Tasks that normalise a row tile, so that a few tiles of many rows keep all threads busy.
+constexpr int NormParts(const Plan& plan) { return std::max(1, TileRows(plan) / 8); }
 
 Plan MakePlan(const Problem& problem, Isa isa, int threads, const Choice& choice = {});
 std::string ToString(const Plan& plan);

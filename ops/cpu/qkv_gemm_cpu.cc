@@ -53,7 +53,7 @@ int64_t BlocksOf(const Problem& problem, const WeightFormat& format) {
 // Where the parts of the caller's scratch buffer begin.
 struct Scratch {
   size_t rows;   // block_rows rows in the operand's form, as row tiles: Rows::lanes
-  size_t line;   // [row tiles][line_bytes]: a tile's current row, before it goes to its place
+  size_t line;   // [row tiles][parts][line_bytes]: a current row, before it goes to its place
   size_t scale;  // int8 rows only: Rows::scale, Rows::sums
   size_t sums;
   size_t gamma;   // float [k]
@@ -78,7 +78,7 @@ struct Scratch {
     rows = take(lane_rows * padded_k / static_cast<size_t>(DepthOf(plan.operand)) * sizeof(uint32_t));
     line_bytes = RoundUp64(padded_k * sizeof(float)) +
                  (quantised ? RoundUp64(padded_k * static_cast<size_t>(plan.digits)) : 0);
-    line = take(tiles * line_bytes);
+    line = take(tiles * static_cast<size_t>(NormParts(plan)) * line_bytes);
     scale = take(quantised ? block_rows * sizeof(float) : 0);
     sums = take(quantised ? lane_rows * static_cast<size_t>(BlocksOf(problem, format)) * sizeof(int32_t) : 0);
     gamma = take(problem.gamma_type == DType::kFloat ? 0 : k * sizeof(float));
@@ -102,11 +102,11 @@ const float* AsFloat(const Kernels& kernels, const void* vector, DType type, int
   return scratch;
 }
 
-// Where a row tile's rows go in their operand's form.
+// A row tile, and where its rows go in their operand's form.
 struct TileTarget {
-  char* line;  // see Scratch
+  int64_t first, count;  // rows of the input
   uint32_t* lanes;
-  float* scale;  // the tile's
+  float* scale;
   int32_t* sums;
 };
 
@@ -124,32 +124,33 @@ void SplitRow(const Problem& p, const Kernels& kernels, const WeightFormat& form
     }
 }
 
-// Normalises rows [begin, begin + count) of the input into one tile of lanes, and into the `norm` output.
-void NormalizeTile(const Problem& p, const Operands& o, const Kernels& kernels, const RowNorm& norm,
-                   const WeightFormat& format, const Plan& plan, int64_t begin, int64_t count,
-                   const TileTarget& target) {
+// Normalises rows [begin, end) of a tile into its lanes, and into the `norm` output. line: see Scratch.
+void NormalizeRows(const Problem& p, const Operands& o, const Kernels& kernels, const RowNorm& norm,
+                   const WeightFormat& format, const Plan& plan, const TileTarget& tile, int64_t begin,
+                   int64_t end, char* line) {
   if (p.k == 0) return;  // the pointers may be null
-  const int64_t lanes = format.k / DepthOf(plan.operand), lane_rows = count * plan.digits;
+  const int64_t lanes = format.k / DepthOf(plan.operand), lane_rows = tile.count * plan.digits;
   const int64_t run = lane_rows == 1 ? lanes : plan.matrix ? kMatrixRun : 1;
-  auto* line = reinterpret_cast<float*>(target.line);
-  for (int64_t r = 0; r < count; ++r) {
-    kernels.to_float(p.t, At(o.input, (begin + r) * p.k, p.t), line, p.k);
-    std::fill(line + p.k, line + format.k, 0.0f);
-    kernels.normalize(norm, line, line, p.k);
-    if (o.norm) kernels.from_float(p.t, line, At(o.norm, (begin + r) * p.k, p.t), p.k);
-    const char* source = target.line;
+  auto* row = reinterpret_cast<float*>(line);
+  for (int64_t r = begin; r < end; ++r) {
+    const int64_t at = (tile.first + r) * p.k;
+    kernels.to_float(p.t, At(o.input, at, p.t), row, p.k);
+    std::fill(row + p.k, row + format.k, 0.0f);
+    kernels.normalize(norm, row, row, p.k);
+    if (o.norm) kernels.from_float(p.t, row, At(o.norm, at, p.t), p.k);
+    const char* source = line;
     if (plan.operand == Operand::kInt8) {
-      char* q = target.line + RoundUp64(static_cast<size_t>(format.k) * sizeof(float));
-      SplitRow(p, kernels, format, plan.digits, line, reinterpret_cast<int8_t*>(q), target.scale + r,
-               target.sums + r * plan.digits * BlocksOf(p, format));
+      char* q = line + RoundUp64(static_cast<size_t>(format.k) * sizeof(float));
+      SplitRow(p, kernels, format, plan.digits, row, reinterpret_cast<int8_t*>(q), tile.scale + r,
+               tile.sums + r * plan.digits * BlocksOf(p, format));
       source = q;
     } else if (plan.operand == Operand::kBFloat16) {
-      kernels.from_float(DType::kBFloat16, line, line, format.k);
+      kernels.from_float(DType::kBFloat16, row, row, format.k);
     } else if (p.activation_quant) {
-      kernels.round_row(line, p.k);
+      kernels.round_row(row, p.k);
     }
     for (int d = 0; d < plan.digits; ++d, source += lanes * 4) {
-      uint32_t* to = target.lanes + (r * plan.digits + d) * run;
+      uint32_t* to = tile.lanes + (r * plan.digits + d) * run;
       if (run == 1) {
         for (int64_t i = 0; i < lanes; ++i) std::memcpy(to + i * lane_rows, source + i * 4, 4);
       } else {
@@ -160,29 +161,48 @@ void NormalizeTile(const Problem& p, const Operands& o, const Kernels& kernels, 
   }
 }
 
-// Writes `rows` rows of one panel, c [rows][nr], to the splits that its columns belong to, bias added.
-void Store(const Problem& p, const Operands& o, const Kernels& kernels, int64_t nr, int64_t panel,
-           int64_t first_row, int64_t rows, float* c) {
-  const int64_t first = panel * nr;
-  const int64_t columns = std::min(nr, p.n - first);
-  if (o.bias) {
-    float bias[kMaxNr];
-    kernels.to_float(p.bias_type, At(o.bias, first, p.bias_type), bias, columns);
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t i = 0; i < columns; ++i) c[r * nr + i] += bias[i];
+// One panel's columns of the outputs, from row `first_row` of the input on.
+class PanelOutput {
+ public:
+  PanelOutput(const Problem& p, const Operands& o, const Kernels& kernels, int64_t nr, int64_t panel,
+              int64_t first_row)
+      : p_(p),
+        o_(o),
+        kernels_(kernels),
+        first_(panel * nr),
+        end_(std::min(p.n, first_ + nr)),
+        first_row_(first_row) {
+    if (o.bias) kernels.to_float(p.bias_type, At(o.bias, first_, p.bias_type), bias_, end_ - first_);
   }
-  int64_t split_begin = 0;
-  for (int64_t s = 0; s < p.num_splits && split_begin < first + columns; ++s) {
-    const int64_t width = p.splits[s];
-    const int64_t begin = std::max(split_begin, first);
-    const int64_t end = std::min(split_begin + width, first + columns);
-    for (int64_t r = 0; o.y[s] != nullptr && begin < end && r < rows; ++r) {
-      kernels.from_float(p.t, c + r * nr + (begin - first),
-                         At(o.y[s], (first_row + r) * width + (begin - split_begin), p.t), end - begin);
+  Receiver GetReceiver() const {
+    return {[](const void* self, int64_t row, const RowsOfFloats& results) {
+              static_cast<const PanelOutput*>(self)->Take(row, results);
+            },
+            this};
+  }
+
+ private:
+  // Writes rows, the first of which is `row` of the block, to the splits that the columns belong to.
+  void Take(int64_t row, const RowsOfFloats& results) const {
+    int64_t split_begin = 0;
+    for (int64_t s = 0; s < p_.num_splits && split_begin < end_; ++s) {
+      const int64_t width = p_.splits[s];
+      const int64_t begin = std::max(split_begin, first_), end = std::min(split_begin + width, end_);
+      if (o_.y[s] != nullptr && begin < end)
+        kernels_.store({results.data + (begin - first_), results.rows, results.pitch},
+                       o_.bias ? bias_ + (begin - first_) : nullptr, end - begin,
+                       {p_.t, At(o_.y[s], (first_row_ + row) * width + (begin - split_begin), p_.t), width});
+      split_begin += width;
     }
-    split_begin += width;
   }
-}
+
+  const Problem& p_;
+  const Operands& o_;
+  const Kernels& kernels_;
+  const int64_t first_, end_;  // columns
+  const int64_t first_row_;
+  float bias_[kMaxNr];
+};
 
 }  // namespace
 
@@ -214,13 +234,16 @@ void Run(const Problem& p, const Operands& o, const void* packed, Isa isa, const
   for (int64_t first = 0; first < p.m; first += plan.block_rows) {
     const int64_t count = std::min(plan.block_rows, p.m - first);
     const RowTiles tiles(count, TileRows(plan));
-    ParallelFor(plan.parallel_norm ? pool : serial, tiles.count, [&](int64_t t) {
-      const int64_t begin = tiles.Begin(t);
-      const TileTarget target{base + parts.line + static_cast<size_t>(t) * parts.line_bytes,
-                              lanes + plan.digits * begin * padded_k / DepthOf(plan.operand), scales + begin,
-                              sums + plan.digits * begin * blocks};
-      NormalizeTile(p, o, kernels, norm, layout.format, plan, first + begin, tiles.Begin(t + 1) - begin,
-                    target);
+    const int64_t norm_parts = NormParts(plan);
+    ParallelFor(plan.parallel_norm ? pool : serial, tiles.count * norm_parts, [&](int64_t task) {
+      const int64_t t = task / norm_parts, part = task % norm_parts;
+      const int64_t begin = tiles.Begin(t), in_tile = tiles.Begin(t + 1) - begin;
+      const TileTarget tile{first + begin, in_tile,
+                            lanes + plan.digits * begin * padded_k / DepthOf(plan.operand), scales + begin,
+                            sums + plan.digits * begin * blocks};
+      NormalizeRows(p, o, kernels, norm, layout.format, plan, tile, in_tile * part / norm_parts,
+                    in_tile * (part + 1) / norm_parts,
+                    base + parts.line + static_cast<size_t>(task) * parts.line_bytes);
     });
     const Rows rows{plan.operand, plan.matrix, plan.digits, count, padded_k, lanes, scales, sums, blocks};
     ParallelFor(pool, plan.panels == 0 ? 0 : plan.gemm_tasks, [&](int64_t task) {
@@ -228,8 +251,8 @@ void Run(const Problem& p, const Operands& o, const void* packed, Isa isa, const
       const int64_t begin = plan.panels * task / plan.gemm_tasks;
       const int64_t end = plan.panels * (task + 1) / plan.gemm_tasks;
       for (int64_t i = begin; i < end; ++i) {
-        kernels.multiply(rows, layout.PanelAt(p, packed, i), plan.widen, c);
-        Store(p, o, kernels, layout.nr, i, first, count, c);
+        const PanelOutput output(p, o, kernels, layout.nr, i, first);
+        kernels.multiply(rows, layout.PanelAt(p, packed, i), plan.widen, c, output.GetReceiver());
       }
     });
   }
