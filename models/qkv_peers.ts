@@ -1,13 +1,13 @@
 /**
- * A block as ONNX Runtime's own operators multiply 8-bit weights: MatMulNBits with a scale for each 64 rows of a column, and
+ * A block in float16, and as ONNX Runtime's own operators multiply 8-bit weights: MatMulNBits with a scale for each 64 rows of a column, and
  * DynamicQuantizeMatMul, which rounds rows to uint8 when it runs, with a scale for each column.
  *
  * Source: onnxruntime/docs/ContribOperators.md, com.microsoft.
  */
 import { DataType } from '../ts/onnx/tensor.js';
-import { quantizeInt8 } from '../ts/rewrite/weights/convert.js';
+import { fromFloat32, quantizeInt8 } from '../ts/rewrite/weights/convert.js';
 import type { ModelBuilder } from './builder.js';
-import { blockModel, columnsOf, normOf, OUTPUTS, type Block } from './qkv_block.js';
+import { addNorm, blockModel, columnsOf, normOf, OUTPUTS, type Block } from './qkv_block.js';
 
 const domain = 'com.microsoft';
 const opsets = { [domain]: 1 };
@@ -71,6 +71,29 @@ type Project = (
   weight: Float32Array<ArrayBuffer>,
   bias: Float32Array<ArrayBuffer> | undefined,
 ) => void;
+
+/** The stock graph in float16 throughout, between casts of its input and outputs. */
+export function halfModel(block: Block): Uint8Array {
+  const { float16, float } = DataType;
+  const model = blockModel(block.k, block.splits);
+  const cast = (from: string, to: number, output: string): string =>
+    model.node('Cast', [from], [output], { attributes: { to: { integer: to } } });
+  const half = (name: string, dims: readonly number[], values: Float32Array<ArrayBuffer>): string =>
+    model.tensor(name, float16, dims, fromFloat32(values, float16));
+  const { gamma, beta } = block.operands;
+  const vectors = Object.entries({ gamma, beta }).flatMap(([name, operand]) =>
+    operand ? [half(name, operand.dims, operand.values)] : [],
+  );
+  const normalised = addNorm(model, block.norm, [cast('x', float16, 'x_half'), ...vectors], 'normalised');
+  block.splits.forEach((columns, i) => {
+    const name = OUTPUTS[i] as string;
+    const { weight, bias } = columnsOf(block, i);
+    let y = model.node('MatMul', [normalised, half(`w_${name}`, [block.k, columns], weight)], [`${name}_0`]);
+    if (bias) y = model.node('Add', [y, half(`b_${name}`, [columns], bias)], [`${name}_1`]);
+    cast(y, float, name);
+  });
+  return model.finish();
+}
 
 /** The norm, then what `project` adds for query, key and value. */
 function projected(block: Block, project: Project): Uint8Array {

@@ -9,6 +9,7 @@
 import { parseArgs } from 'node:util';
 import type { BlockShape } from '../models/qkv_block.js';
 import { Comparison, TOLERANCE, type Measured } from './bench/compare.js';
+import { measureLimits, type Limits } from './bench/limits.js';
 import { lastLevelCache, machineLine } from '../ts/bench/machine.js';
 import { duration } from '../ts/bench/timing.js';
 
@@ -26,21 +27,34 @@ const SHAPES = [
   shape(8192, [8192, 1024, 1024], 'rms_norm'),
 ];
 
-function row(block: { k: number; n: number }, result: Measured): string {
+/** GFLOP/s of the products that a contender's weights are made for. */
+function peakOf(name: Measured['name'], { gflops }: Limits): number {
+  if (name === 'bf16') return gflops.bfloat16 ?? gflops.float;
+  const integers = name === 'int8' || name === 'int8 x int8' || name.includes('MatMul');
+  return (integers ? gflops.int8 : undefined) ?? gflops.float;
+}
+
+function row(block: { k: number; n: number }, result: Measured, limits: Limits): string {
   const { median, p10, p90, samples } = result.timing;
   const flops = 2 * result.m * block.k * block.n;
+  const bandwidth = result.weightBytes / median / 1e3;
+  const percent = (share: number): string => `${(100 * share).toFixed(0)} %`;
   const cells = [
     result.m,
     result.name === 'stock'
       ? 'stock graph fp32'
-      : result.name.includes('MatMul')
-        ? result.name
-        : `QKVGemm ${result.name}`,
+      : result.name === 'stock fp16'
+        ? 'stock graph fp16'
+        : result.name.includes('MatMul')
+          ? result.name
+          : `QKVGemm ${result.name}`,
     median.toFixed(1),
     `${p10.toFixed(1)} - ${p90.toFixed(1)}`,
     samples,
-    (result.weightBytes / median / 1e3).toFixed(1),
+    bandwidth.toFixed(1),
+    percent(bandwidth / limits.gbPerSecond),
     (flops / median / 1e3).toFixed(1),
+    percent(flops / median / 1e3 / peakOf(result.name, limits)),
     result.ratio.toFixed(2),
     result.fromReference.toExponential(1),
     result.fromStock.toExponential(1),
@@ -64,11 +78,12 @@ async function bench(
     { intraOpNumThreads: threads, interOpNumThreads: 1, executionMode: 'sequential' },
     { peers },
   );
+  const limits = measureLimits(threads);
   const rows: string[] = [];
   for (const m of ms) {
     say(`M=${m}: verifying and timing`);
     const results = await comparison.measure(m, { seconds });
-    rows.push(...results.map((result) => row(comparison.block, result)));
+    rows.push(...results.map((result) => row(comparison.block, result, limits)));
   }
   const overhead = await comparison.callOverhead();
   await comparison.release();
@@ -84,12 +99,19 @@ async function bench(
       'Those that fit stay in the cache from call to call, and their GB/s is no measure of memory.',
   );
   console.log(
+    `Limits, measured before: ${limits.gbPerSecond} GB/s read from memory; of registers, in GFLOP/s, ${Object.entries(
+      limits.gflops,
+    )
+      .map(([type, rate]) => `${type} ${rate}`)
+      .join(', ')} (${limits.isa}).`,
+  );
+  console.log(
     `Times in microseconds per call from JavaScript, of which the call itself takes ${duration(overhead.median)}.\n`,
   );
   console.log(
-    '| M | | median | P10 - P90 | samples | weights GB/s | GFLOP/s | times stock | error | against stock |',
+    '| M | | median | P10 - P90 | samples | weights GB/s | of memory | GFLOP/s | of peak | times stock | error | against stock |',
   );
-  console.log('|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|');
+  console.log('|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|');
   for (const line of rows) console.log(line);
 }
 
@@ -139,6 +161,7 @@ if (
     '\nOf each row: samples are taken in turn over all of them; a sample is one call, or several within 4 ms. "times stock" is the\n' +
       'stock graph\'s median over the row\'s in the same run. "error" is the largest difference from float64 with the stored\n' +
       `weights at sampled rows and columns, of the largest output (more than ${TOLERANCE}, and what rows are rounded, ends the run); "against stock" is that of\n` +
-      'all outputs from the stock graph, so that it holds the rounding of the weights.',
+      'all outputs from the stock graph, so that it holds the rounding of the weights. "of peak" is of the registers\' products of the type that the weights are made for;\n' +
+      'rows of two int8 digits, which int8 weights have without activation_quant, need each product twice.',
   );
 }

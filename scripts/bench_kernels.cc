@@ -3,6 +3,7 @@
 // of memory, and products of registers.
 //
 //   qkvgemm_bench [threads] [K N]...
+//   qkvgemm_bench --limits [threads]    the machine's limits alone, as JSON
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -239,6 +240,8 @@ bool Bench(int64_t k, int64_t n, Isa isa, const ThreadPool& pool, double bandwid
 }  // namespace
 
 int main(int argc, char** argv) {
+  const bool limits = argc > 1 && std::string(argv[1]) == "--limits";
+  if (limits) --argc, ++argv;
   const int threads = argc > 1 ? std::atoi(argv[1]) : 2;
   SpinningPool pool(std::max(1, threads));
   std::string error;
@@ -250,6 +253,14 @@ int main(int argc, char** argv) {
   const double bandwidth = ReadBandwidth(pool.pool);
   double peaks[3];
   for (int i = 0; i < 3; ++i) peaks[i] = PeakOf(static_cast<Operand>(i), isa, pool.pool);
+  if (limits) {
+    std::printf("{\"isa\": \"%s\", \"gbPerSecond\": %.1f, \"gflops\": {\"float\": %.1f", IsaName(isa),
+                bandwidth, peaks[0]);
+    if (DotOf(isa).bfloat16) std::printf(", \"bfloat16\": %.1f", peaks[1]);
+    if (DotOf(isa).int8) std::printf(", \"int8\": %.1f", peaks[2]);
+    std::printf("}}\n");
+    return 0;
+  }
   const auto bench = [&](int64_t k, int64_t n) { return Bench(k, n, isa, pool.pool, bandwidth, peaks); };
   bool ok = true;
   if (argc < 4) ok = bench(768, 2304) && bench(4096, 12288);
