@@ -19,10 +19,6 @@
 namespace qkvgemm::cpu {
 namespace {
 
-// From the slowest to the fastest.
-constexpr Isa kAll[] = {Isa::kScalar,     Isa::kAvx2, Isa::kAvxVnni, Isa::kAvx512, Isa::kAvx512Vnni,
-                        Isa::kAvx512Bf16, Isa::kAmx,  Isa::kNeon,    Isa::kNeonDot};
-
 #if defined(__x86_64__)
 // Clang before 19 has no __builtin_cpu_supports("f16c"). The registers are AVX's, which is asked for beside
 // it.
@@ -125,7 +121,7 @@ bool IsaSupported(Isa isa) {
 bool SelectIsa(const char* forced, Isa* isa, std::string* error) {
   *isa = Isa::kScalar;
   std::string known, supported;
-  for (Isa candidate : kAll) {
+  for (Isa candidate : kAllIsas) {
     known += known.empty() ? "" : ", ";
     known += IsaName(candidate);
     if (!IsaSupported(candidate)) continue;
@@ -134,7 +130,7 @@ bool SelectIsa(const char* forced, Isa* isa, std::string* error) {
     supported += IsaName(candidate);
   }
   if (forced == nullptr || *forced == '\0') return true;
-  for (Isa candidate : kAll) {
+  for (Isa candidate : kAllIsas) {
     if (std::strcmp(forced, IsaName(candidate)) != 0) continue;
     if (IsaSupported(candidate)) {
       *isa = candidate;

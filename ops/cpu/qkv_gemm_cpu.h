@@ -23,6 +23,11 @@ enum class Isa : uint8_t {
   kNeonDot,     // with products of int8
 };
 
+// From the slowest to the fastest of a processor.
+inline constexpr Isa kAllIsas[] = {Isa::kScalar, Isa::kAvx2,       Isa::kAvxVnni,
+                                   Isa::kAvx512, Isa::kAvx512Vnni, Isa::kAvx512Bf16,
+                                   Isa::kAmx,    Isa::kNeon,       Isa::kNeonDot};
+
 const char* IsaName(Isa isa);
 // Can this processor (and operating system) run it?
 bool IsaSupported(Isa isa);

@@ -1,6 +1,11 @@
 // The CPU kernels against a float64 reference written as plainly as the formula: every instruction set that
 // the machine has, fresh random inputs (the seed is printed), poisoned outputs. Exits 1 if any element is out
 // of bounds.
+//
+//   qkvgemm_cpu_test [SEED [ISA [SHARE]]]    ISA: one alone; SHARE 10: one case in ten, by chance
+//
+// QKVGEMM_ISA forces an instruction set here as it does in the library: what is chosen is printed and tested
+// alone, and one that the processor lacks is refused with exit code 2.
 #include <cstdio>
 #include <cstdlib>
 #include <new>
@@ -30,6 +35,10 @@ namespace {
 
 int failures = 0;
 int64_t cases = 0, elements = 0;
+unsigned share = 1;
+
+// Is this case one of those that a share of them leaves out?
+bool LeftOut(std::mt19937& random) { return share > 1 && random() % share != 0; }
 
 // Names a case so that a failure can be reproduced.
 std::string Describe(const Case& c, Isa isa, bool packed, int threads) {
@@ -61,6 +70,7 @@ std::vector<char> RunAndCheck(Case& c, Isa isa, bool use_packed, int threads, co
 }
 
 void RunAll(Case& c, Isa isa, std::mt19937& random) {
+  if (LeftOut(random)) return;
   c.Fill(random);
   const auto first = RunAndCheck(c, isa, true, 1);
   if (RunAndCheck(c, isa, true, 1) != first) Fail(Describe(c, isa, true, 1) + ": a second run differs");
@@ -176,6 +186,7 @@ void TestDeepInt8(Isa isa, std::mt19937& random) {
       c.p.scale_layout = block == 0 ? ScaleLayout::kColumnGroups : ScaleLayout::kBlocks;
       c.p.scale_groups = 3, c.p.scale_block = block;
       c.splits = {3};
+      if (LeftOut(random)) continue;
       c.Fill(random);
       // Equal products in float round alike, up to K roundings of the sum; the bound is for others.
       if (MakePlan(c.p, isa, 1).operand != Operand::kInt8) continue;
@@ -199,6 +210,7 @@ void TestNotFinite(Isa isa, std::mt19937& random) {
             if (c.p.tw == DType::kInt8) c.p.scale_layout = ScaleLayout::kColumnGroups, c.p.scale_groups = 1;
             c.p.activation_quant = quant && c.p.tw == DType::kInt8;
             c.splits = {40};
+            if (LeftOut(random)) continue;
             c.Fill(random);
             const auto before = RunAndCheck(c, isa, true, 1);
             const int64_t bad = m / 2;
@@ -376,14 +388,21 @@ void TestPlan() {
 
 int main(int argc, char** argv) {
   const unsigned seed = argc > 1 ? static_cast<unsigned>(std::atoi(argv[1])) : std::random_device{}();
-  std::printf(
-      "seed %u (pass it as the argument to repeat, and the name of an instruction set to test it alone)\n",
-      seed);
+  std::string_view only = argc > 2 ? argv[2] : "";
+  if (argc > 3) share = static_cast<unsigned>(std::max(1, std::atoi(argv[3])));
+  const char* forced = std::getenv("QKVGEMM_ISA");
+  Isa chosen;
+  std::string error;
+  if (!SelectIsa(forced, &chosen, &error)) {
+    std::fprintf(stderr, "%s\n", error.c_str());
+    return 2;
+  }
+  if (forced != nullptr && *forced != '\0') only = IsaName(chosen);
+  std::printf("chosen: %s\nseed %u (pass it as the argument to repeat)\n", IsaName(chosen), seed);
   TestConversions();
   TestPlan();
-  for (Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvxVnni, Isa::kAvx512, Isa::kAvx512Vnni, Isa::kAvx512Bf16,
-                  Isa::kAmx, Isa::kNeon, Isa::kNeonDot}) {
-    if (argc > 2 && std::string_view(argv[2]) != IsaName(isa)) continue;
+  for (Isa isa : kAllIsas) {
+    if (!only.empty() && only != IsaName(isa)) continue;
     if (!IsaSupported(isa)) {
       std::printf("%s: this processor lacks it, not tested\n", IsaName(isa));
       continue;
