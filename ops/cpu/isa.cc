@@ -74,6 +74,10 @@ const char* IsaName(Isa isa) {
       return "neon";
     case Isa::kNeonDot:
       return "neon_dot";
+    case Isa::kNeonI8mm:
+      return "neon_i8mm";
+    case Isa::kNeonBf16:
+      return "neon_bf16";
   }
   return "unknown";
 }
@@ -107,6 +111,10 @@ bool IsaSupported(Isa isa) {
     case Isa::kNeonDot:
 #if defined(__linux__)
       return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+    case Isa::kNeonI8mm:
+      return IsaSupported(Isa::kNeonDot) && (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0;
+    case Isa::kNeonBf16:
+      return IsaSupported(Isa::kNeonI8mm) && (getauxval(AT_HWCAP2) & HWCAP2_BF16) != 0;
 #endif
     default:
       return false;

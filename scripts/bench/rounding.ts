@@ -11,6 +11,8 @@ const PRODUCTS: Record<string, Products> = {
   avx512_bf16: 'bfloat16',
   amx: 'bfloat16',
   neon_dot: 'digits',
+  neon_i8mm: 'digits',
+  neon_bf16: 'bfloat16',
 };
 
 export function cpuProducts(): Products {

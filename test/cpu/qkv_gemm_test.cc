@@ -51,7 +51,9 @@ void Fail(const std::string& what) {
 }
 
 // Runs one case and checks every element of every output; returns the bytes of the outputs.
-std::vector<char> RunAndCheck(Case& c, Isa isa, bool use_packed, int threads, const Choice& choice = {}) {
+// `exact_rows`: they have no more digits than products of bfloat16 take.
+std::vector<char> RunAndCheck(Case& c, Isa isa, bool use_packed, int threads, const Choice& choice = {},
+                              bool exact_rows = false) {
   ++cases;
   const std::string name = Describe(c, isa, use_packed, threads) + " " + ToString(choice);
   ThreadedPool pool(threads);
@@ -64,7 +66,8 @@ std::vector<char> RunAndCheck(Case& c, Isa isa, bool use_packed, int threads, co
   if (threads == 1 && allocations != before)  // else the pool's threads may count
     Fail(name + ": allocated " + std::to_string(allocations - before) + " times");
 
-  const Arithmetic arithmetic = ArithmeticOf(MakePlan(c.p, isa, threads, choice));
+  Arithmetic arithmetic = ArithmeticOf(MakePlan(c.p, isa, threads, choice));
+  if (exact_rows) arithmetic.operand = 0;
   CheckOutputs(c, o.norm != nullptr, arithmetic, name, &elements, Fail);
   return c.OutputBytes();
 }
@@ -197,6 +200,23 @@ void TestDeepInt8(Isa isa, std::mt19937& random) {
     }
 }
 
+// Where rows are bfloat16 already, products are exact, and what is left is the rounding of sums.
+void TestBFloat16Sums(Isa isa, std::mt19937& random) {
+  for (int64_t k : {3, 64, 1000, 4096})
+    for (int64_t m : {5, 9, kMatrixRows + 1}) {
+      Case c;
+      c.p.m = m, c.p.k = k, c.p.n = 20;
+      c.p.norm = NormType::kNone;
+      c.p.tw = DType::kBFloat16;
+      c.splits = {20};
+      if (LeftOut(random)) continue;
+      c.Fill(random);
+      for (int64_t i = 0; i < c.x.Count(); ++i)
+        c.x.Set(i, BFloat16ToFloat(FloatToBFloat16(static_cast<float>(c.x.Get(i)))));
+      RunAndCheck(c, isa, true, 1, {}, true);
+    }
+}
+
 // A row that is not finite gives nothing that is, and disturbs no other.
 void TestNotFinite(Isa isa, std::mt19937& random) {
   for (double value : {static_cast<double>(NAN), static_cast<double>(INFINITY)})
@@ -317,6 +337,14 @@ void TestOperands() {
       {Isa::kAvx512Bf16, DType::kInt8, false, 0, 5, kI, 2, false, false, 4},
       {Isa::kAvx512Bf16, DType::kInt8, false, 6, 512, kF, 1, false, true, 1},
       {Isa::kAvx512Bf16, DType::kFloat16, false, 0, 512, kF, 1, false, true, 1},
+      {Isa::kNeonDot, DType::kInt8, false, 12, 512, kI, 2, false, false, 4},
+      {Isa::kNeonI8mm, DType::kBFloat16, false, 0, 512, kF, 1, false, true, 1},
+      {Isa::kNeonI8mm, DType::kInt8, true, 0, 1, kI, 1, true, false, 8},
+      {Isa::kNeonI8mm, DType::kInt8, false, 8, 512, kI, 2, true, false, 8},
+      {Isa::kNeonI8mm, DType::kInt8, false, 12, 512, kF, 1, false, true, 1},
+      {Isa::kNeonBf16, DType::kBFloat16, false, 0, 4, kF, 1, false, false, 4},
+      {Isa::kNeonBf16, DType::kBFloat16, false, 0, 5, kB, 1, true, false, 4},
+      {Isa::kNeonBf16, DType::kInt8, false, 0, 4, kI, 3, true, false, 8},
       {Isa::kAmx, DType::kBFloat16, false, 0, 4, kF, 1, false, false, 2},
       {Isa::kAmx, DType::kBFloat16, false, 0, 5, kB, 1, true, false, 2},
       {Isa::kAmx, DType::kInt8, true, 0, 8, kI, 1, false, false, 4},
@@ -331,7 +359,7 @@ void TestOperands() {
     if (e.tw == DType::kInt8)
       p.scale_layout = e.block == 0 ? ScaleLayout::kColumnGroups : ScaleLayout::kBlocks;
     const Plan plan = MakePlan(p, e.isa, 2);
-    if (plan.operand != e.operand || plan.digits != e.digits || plan.matrix != e.matrix ||
+    if (plan.operand != e.operand || plan.digits != e.digits || (plan.run > 1) != e.matrix ||
         plan.widen != e.widen || FormatOf(p, e.isa).group != e.group)
       Fail(std::string("operands of ") + IsaName(e.isa) + ", " + std::to_string(e.m) +
            " rows: " + ToString(plan));
@@ -412,6 +440,7 @@ int main(int argc, char** argv) {
     TestTypes(isa, random);
     TestInt8(isa, random);
     TestDeepInt8(isa, random);
+    TestBFloat16Sums(isa, random);
     TestNotFinite(isa, random);
     TestZeroRows(isa, random);
     TestOverflow(isa, random);

@@ -8,7 +8,7 @@ import { root, type Outcome } from './command.js';
 export const arm64Folder = path.join(root, 'build', 'linux-arm64');
 
 /** Processors of the emulator, and the fastest instruction set of each. */
-export const PROCESSORS = { 'cortex-a53': 'neon', 'cortex-a76': 'neon_dot', max: 'neon_dot' } as const;
+export const PROCESSORS = { 'cortex-a53': 'neon', 'cortex-a76': 'neon_dot', max: 'neon_bf16' } as const;
 export type Processor = keyof typeof PROCESSORS;
 
 const QEMU = 'qemu-aarch64-static';

@@ -14,6 +14,8 @@ export const INSTRUCTION_SETS = [
   'amx',
   'neon',
   'neon_dot',
+  'neon_i8mm',
+  'neon_bf16',
 ];
 
 export function cpuReference(spec: QkvGemmSpec, operands: Operands): Record<string, Expected> {
