@@ -5,6 +5,10 @@ import path from 'node:path';
 /** Folder of what is built. */
 export const ARM64_FOLDER = path.join('build', 'linux-arm64');
 
+/** Their package's, as npm has it, and what takes symbols off them. */
+export const ARM64_PLATFORM = 'linux-arm64-gnu';
+export const ARM64_STRIP = 'aarch64-linux-gnu-strip';
+
 const COMPILER = 'aarch64-linux-gnu-g++';
 
 /** Why nothing is built for 64-bit Arm; '' where it is. `wish`: the environment variable QKVGEMM_ARM64. */
