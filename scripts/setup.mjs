@@ -8,7 +8,7 @@ import { createHash } from 'node:crypto';
 import fs from 'node:fs';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { arm64Commands, whyNoArm64 } from './arm64.mjs';
+import { ARM64_FOLDER, arm64Commands, whyNoArm64 } from './arm64.mjs';
 
 const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '..');
 process.chdir(root);
@@ -189,7 +189,10 @@ function buildArm64() {
     );
   const why = whyNoArm64(wish);
   if (why && wish === '1') fail(`QKVGEMM_ARM64 is 1, but ${why}.`);
-  if (why) return say(`not building for 64-bit Arm: ${why}`);
+  if (why) {
+    say(`not building for 64-bit Arm: ${why}`);
+    return fs.rmSync(path.join(ARM64_FOLDER, 'libqkvgemm.so'), { force: true }); // that of other sources
+  }
   say('building for 64-bit Arm (QKVGEMM_ARM64=0 leaves it out)');
   for (const args of arm64Commands(ortHeaders()))
     run('cmake', args, {

@@ -50,6 +50,10 @@ bool MatrixStatePermitted() {
   return false;
 #endif
 }
+#elif defined(__aarch64__) && defined(__linux__)
+// HWCAP2_I8MM and HWCAP2_BF16, which headers of older kernels do not name.
+constexpr unsigned long kHasI8mm = 1ul << 13;
+constexpr unsigned long kHasBf16 = 1ul << 14;
 #endif
 
 }  // namespace
@@ -112,9 +116,9 @@ bool IsaSupported(Isa isa) {
 #if defined(__linux__)
       return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
     case Isa::kNeonI8mm:
-      return IsaSupported(Isa::kNeonDot) && (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0;
+      return IsaSupported(Isa::kNeonDot) && (getauxval(AT_HWCAP2) & kHasI8mm) != 0;
     case Isa::kNeonBf16:
-      return IsaSupported(Isa::kNeonI8mm) && (getauxval(AT_HWCAP2) & HWCAP2_BF16) != 0;
+      return IsaSupported(Isa::kNeonI8mm) && (getauxval(AT_HWCAP2) & kHasBf16) != 0;
 #endif
     default:
       return false;

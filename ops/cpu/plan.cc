@@ -70,7 +70,7 @@ Plan MakePlan(const Problem& problem, Isa isa, int threads, const Choice& choice
   const WeightFormat format = FormatOf(problem, isa);
   plan.operand = OperandOf(problem, format);
   plan.digits = DigitsOf(problem, plan.operand);
-  // Arm's products of matrices are in vector registers, and faster with any number of rows.
+  // For Arm's products of matrices, in vector registers, W is packed whatever the number of rows.
   const bool amx =
       isa == Isa::kAmx && plan.operand != Operand::kFloat && FillsMatrices(problem, plan.operand);
   plan.run = amx || (plan.operand != Operand::kFloat && DotOf(isa).column_run > 1) ? DotOf(isa).row_run : 1;
