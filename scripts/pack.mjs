@@ -1,9 +1,10 @@
 // Makes the packages that users install: tarballs in a folder (build/packages), of what is compiled and built.
 //
-//   node scripts/pack.mjs [--out DIR] [--binaries DIR] [--platforms linux-x64-gnu,linux-arm64-gnu]
+//   node scripts/pack.mjs [--out DIR] [--binaries DIR] [--arm64-binaries DIR] [--platforms linux-x64-gnu,linux-arm64-gnu]
 //
 // onnx-qkv-gemm is the same everywhere. The binaries are in a package for each platform, which npm installs where os, cpu and
-// libc are those of the machine: that of this machine is made here, and --platforms says which there will be. The CUDA
+// libc are those of the machine: that of this machine is made here, and that of 64-bit Arm where binaries for it are built
+// beside them; --platforms says which there will be, if not these. The CUDA
 // library is in a package of its own, made where that is built; users install it by its name, because as an optional
 // dependency npm would bring it to every machine of the platform.
 import { spawnSync } from 'node:child_process';
@@ -12,12 +13,14 @@ import { createRequire } from 'node:module';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
+import { ARM64_FOLDER, ARM64_PLATFORM, ARM64_STRIP } from './arm64.mjs';
 
 const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '..');
 const { values } = parseArgs({
   options: {
     out: { type: 'string', default: path.join(root, 'build', 'packages') },
     binaries: { type: 'string', default: path.join(root, 'build', 'Release') },
+    'arm64-binaries': { type: 'string', default: path.join(root, ARM64_FOLDER) },
     platforms: { type: 'string' },
   },
 });
@@ -69,48 +72,64 @@ function fieldsOf(platform) {
 
 const common = { version, license, engines, ...(manifest.repository && { repository: manifest.repository }) };
 
-/** A package of binaries alone. */
-function packBinaries(packageName, what, files, further = {}) {
+const here = { platform: platformName(), folder: path.resolve(values.binaries), strip: 'strip' };
+const arm64 = {
+  platform: ARM64_PLATFORM,
+  folder: path.resolve(values['arm64-binaries']),
+  strip: ARM64_STRIP,
+};
+
+/** A package of binaries alone: those of a platform, from a folder, by a strip that knows its processor. */
+function packBinaries({ platform, folder: from, strip }, packageName, what, files, further = {}) {
   const type = 'commonjs'; // nothing but binaries; said, so that no tool has to guess
   const content = {
     name: packageName,
     ...common,
     type,
     description: what,
-    ...fieldsOf(platformName()),
+    ...fieldsOf(platform),
     ...further,
   };
   pack(
     { ...content, files, exports: Object.fromEntries(files.map((f) => [`./${f}`, `./${f}`])) },
     (folder) => {
       for (const file of files) {
-        fs.copyFileSync(path.join(binaries, file), path.join(folder, file));
-        run('strip', ['--strip-unneeded', path.join(folder, file)]);
+        fs.copyFileSync(path.join(from, file), path.join(folder, file));
+        run(strip, ['--strip-unneeded', path.join(folder, file)]);
       }
       fs.writeFileSync(path.join(folder, 'README.md'), `# ${packageName}\n\n${what}\n`);
     },
   );
 }
 
-const binaries = path.resolve(values.binaries);
-const missing = [CPU_LIBRARY, ADDON].filter((file) => !fs.existsSync(path.join(binaries, file)));
-if (missing.length > 0) fail(`${missing.join(', ')} not in '${binaries}'; build them: npm run build`);
+/** Those of a platform that its package holds and that are not there. */
+const missingOf = ({ folder }) =>
+  [CPU_LIBRARY, ADDON].filter((file) => !fs.existsSync(path.join(folder, file)));
+const missing = missingOf(here);
+if (missing.length > 0) fail(`${missing.join(', ')} not in '${here.folder}'; build them: npm run build`);
 
-packBinaries(
-  packageOf(CPU_LIBRARY),
-  `The binaries of ${name} for ${platformName()}, which it brings by itself.`,
-  [CPU_LIBRARY, ADDON],
-);
-if (fs.existsSync(path.join(binaries, CUDA_LIBRARY)))
+const built = [here];
+if (here.platform !== arm64.platform && missingOf(arm64).length === 0) built.push(arm64);
+for (const target of built)
   packBinaries(
+    target,
+    packageOf(CPU_LIBRARY, target.platform),
+    `The binaries of ${name} for ${target.platform}, which it brings by itself.`,
+    [CPU_LIBRARY, ADDON],
+  );
+if (!built.includes(arm64) && here.platform !== arm64.platform)
+  console.error(`pack: no package for ${arm64.platform}, whose binaries are not in '${arm64.folder}'`);
+if (fs.existsSync(path.join(here.folder, CUDA_LIBRARY)))
+  packBinaries(
+    here,
     packageOf(CUDA_LIBRARY),
     `The library of ${name} for CPU and CUDA on ${platformName()}; install it beside that package.`,
     [CUDA_LIBRARY],
     { peerDependencies: { [name]: version } },
   );
-else console.error(`pack: no package with ${CUDA_LIBRARY}, which is not in '${binaries}'`);
+else console.error(`pack: no package with ${CUDA_LIBRARY}, which is not in '${here.folder}'`);
 
-const platforms = values.platforms?.split(',') ?? [platformName()];
+const platforms = values.platforms?.split(',') ?? built.map(({ platform }) => platform);
 platforms.forEach(fieldsOf);
 const { files, ...published } = manifest;
 for (const field of ['private', 'scripts', 'devDependencies', 'binary']) delete published[field];

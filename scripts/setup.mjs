@@ -8,6 +8,7 @@ import { createHash } from 'node:crypto';
 import fs from 'node:fs';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { ARM64_FOLDER, arm64Commands, whyNoArm64 } from './arm64.mjs';
 
 const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '..');
 process.chdir(root);
@@ -179,6 +180,27 @@ function buildNative(cuda) {
   cmakeJs('build');
 }
 
+/** Builds for 64-bit Arm where its compiler is, unless `QKVGEMM_ARM64` says 0 or 1. */
+function buildArm64() {
+  const wish = process.env.QKVGEMM_ARM64 ?? '';
+  if (!['', '0', '1'].includes(wish))
+    fail(
+      `QKVGEMM_ARM64 is '${wish}'; it takes 1 (build for it), 0 (do not) or '' (if its compiler is there)`,
+    );
+  const why = whyNoArm64(wish);
+  if (why && wish === '1') fail(`QKVGEMM_ARM64 is 1, but ${why}.`);
+  if (why) {
+    say(`not building for 64-bit Arm: ${why}`);
+    return fs.rmSync(path.join(ARM64_FOLDER, 'libqkvgemm.so'), { force: true }); // that of other sources
+  }
+  say('building for 64-bit Arm (QKVGEMM_ARM64=0 leaves it out)');
+  for (const args of arm64Commands(ortHeaders()))
+    run('cmake', args, {
+      stdio: ['ignore', 'ignore', 'inherit'],
+      hint: 'the build for 64-bit Arm failed; QKVGEMM_ARM64=0 leaves it out',
+    });
+}
+
 function buildTypeScript() {
   say('compiling TypeScript');
   node('scripts/compile.mjs', []);
@@ -197,6 +219,7 @@ function sources(...extensions) {
 const tasks = {
   test(args) {
     build();
+    buildArm64();
     if (args.length === 0) {
       const cuda = fs.existsSync(path.join('build', 'Release', CUDA_LIBRARY));
       if (!cuda) say('the CUDA library is not built: the test of its kernels is skipped');
@@ -235,6 +258,7 @@ const tasks = {
   },
   pack(args) {
     build();
+    buildArm64();
     node('scripts/pack.mjs', args);
   },
   lint() {

@@ -9,6 +9,7 @@ import { createRequire } from 'node:module';
 import path from 'node:path';
 import { findBinary } from '../ts/session/library.js';
 import { isOlder } from '../ts/version_order.js';
+import { arm64Folder, hasArm64 } from './support/arm64.js';
 import { cudaLibraryOrSkip } from './support/cuda.js';
 
 /** Output of one of binutils' programs, which come with g++. */
@@ -51,15 +52,15 @@ function newest(file: string): Map<string, string> {
   return found;
 }
 
-/** The ONNX Runtime that onnxruntime-node brings. */
-function runtimeLibrary(): string {
+/** The ONNX Runtime that onnxruntime-node brings for a processor. */
+function runtimeLibrary(arch: string): string {
   const bin = path.join(
     path.dirname(createRequire(import.meta.url).resolve('onnxruntime-node/package.json')),
     'bin',
   );
   const files = fs.readdirSync(bin, { recursive: true, encoding: 'utf8' });
-  const file = files.find((name) => name.includes(`linux/${process.arch}/libonnxruntime.so`));
-  if (file === undefined) throw new Error(`no libonnxruntime.so for linux/${process.arch} in ${bin}`);
+  const file = files.find((name) => name.includes(`linux/${arch}/libonnxruntime.so`));
+  if (file === undefined) throw new Error(`no libonnxruntime.so for linux/${arch} in ${bin}`);
   return path.join(bin, file);
 }
 
@@ -70,38 +71,9 @@ describe('symbols of the binaries', () => {
     this.skip();
   });
 
-  it('the library exports RegisterCustomOps alone', () => {
-    expect(exported(findBinary('libqkvgemm.so'))).to.deep.equal(['RegisterCustomOps']);
-  });
-
-  it('the CUDA library exports it alone, too, and asks for no library of CUDA or of its driver', function () {
-    const file = cudaLibraryOrSkip(this);
-    expect(exported(file)).to.deep.equal(['RegisterCustomOps']);
-    const libraries = needed(file);
-    expect(libraries).to.include('libc.so.6');
-    expect(libraries.filter((library) => !SYSTEM.test(library))).to.deep.equal([]);
-  });
-
-  it("the addon exports Node-API's entry points alone", () => {
-    expect(exported(findBinary('qkvgemm_session.node'))).to.deep.equal([
-      'napi_register_module_v1',
-      'node_api_module_get_api_version_v1',
-    ]);
-  });
-
-  it('neither asks for a C++ runtime or for ONNX Runtime', () => {
-    for (const name of ['libqkvgemm.so', 'qkvgemm_session.node'] as const) {
-      const libraries = needed(findBinary(name));
-      expect(libraries, name).to.include('libc.so.6');
-      expect(
-        libraries.filter((library) => !SYSTEM.test(library)),
-        name,
-      ).to.deep.equal([]);
-    }
-  });
-
-  const asksForNothingNewer = (file: string, glibc?: string): void => {
-    const host = newest(runtimeLibrary());
+  /** Checks that a file of a processor asks for nothing that ONNX Runtime for that does not ask for. */
+  const asksForNothingNewer = (arch: string, file: string, glibc?: string): void => {
+    const host = newest(runtimeLibrary(arch));
     if (glibc !== undefined) host.set('GLIBC', glibc);
     expect([...host.keys()]).to.include.members(['GLIBC', 'GLIBCXX', 'GCC']);
     const symbols = imported(file);
@@ -110,14 +82,67 @@ describe('symbols of the binaries', () => {
     expect(newer.map(({ symbol, family, version }) => `${symbol}@${family}_${version}`)).to.deep.equal([]);
   };
 
-  for (const name of ['libqkvgemm.so', 'qkvgemm_session.node'] as const)
-    it(`${name} needs no newer C or C++ library than ONNX Runtime (ops/portable/glibc.cmake)`, () => {
-      asksForNothingNewer(findBinary(name));
+  const LIBRARY = 'libqkvgemm.so';
+  const ADDON = 'qkvgemm_session.node';
+  const crossBuilt = (name: string): string => path.join(arm64Folder, name);
+  for (const [arch, fileOf] of [
+    [process.arch, findBinary],
+    ...(process.arch === 'arm64' ? [] : [['arm64', crossBuilt] as const]),
+  ] as const)
+    describe(arch, () => {
+      before(function () {
+        if (fileOf !== crossBuilt || hasArm64()) return;
+        console.log('  (skipped: nothing is built for 64-bit Arm here)');
+        this.skip();
+      });
+
+      it('the binaries are for it', () => {
+        const machine = { x64: 'X86-64', arm64: 'AArch64' }[arch as string];
+        for (const name of [LIBRARY, ADDON] as const)
+          expect(binutils('readelf', ['-h', fileOf(name)]), name).to.match(
+            new RegExp(`Machine: .*${machine}`),
+          );
+      });
+
+      it('the library exports RegisterCustomOps alone', () => {
+        expect(exported(fileOf(LIBRARY))).to.deep.equal(['RegisterCustomOps']);
+      });
+
+      it("the addon exports Node-API's entry points alone", () => {
+        expect(exported(fileOf(ADDON))).to.deep.equal([
+          'napi_register_module_v1',
+          'node_api_module_get_api_version_v1',
+        ]);
+      });
+
+      it('neither asks for a C++ runtime or for ONNX Runtime', () => {
+        for (const name of [LIBRARY, ADDON] as const) {
+          const libraries = needed(fileOf(name));
+          expect(libraries, name).to.include('libc.so.6');
+          expect(
+            libraries.filter((library) => !SYSTEM.test(library)),
+            name,
+          ).to.deep.equal([]);
+        }
+      });
+
+      for (const name of [LIBRARY, ADDON] as const)
+        it(`${name} needs no newer C or C++ library than ONNX Runtime (ops/portable/glibc.cmake)`, () => {
+          asksForNothingNewer(arch, fileOf(name));
+        });
     });
+
+  it('the CUDA library exports RegisterCustomOps alone, too, and asks for no library of CUDA or of its driver', function () {
+    const file = cudaLibraryOrSkip(this);
+    expect(exported(file)).to.deep.equal(['RegisterCustomOps']);
+    const libraries = needed(file);
+    expect(libraries).to.include('libc.so.6');
+    expect(libraries.filter((library) => !SYSTEM.test(library))).to.deep.equal([]);
+  });
 
   // CUDA's runtime, which is linked in as NVIDIA built it, calls more of libpthread, libdl and librt than there are
   // stand-ins for; since 2.34 these are in libc.
   it('the CUDA library needs none newer than that, but for glibc 2.34', function () {
-    asksForNothingNewer(cudaLibraryOrSkip(this), '2.34');
+    asksForNothingNewer(process.arch, cudaLibraryOrSkip(this), '2.34');
   });
 });

@@ -5,6 +5,7 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { platformName } from '../ts/session/library.js';
 import type { Diagnosis } from '../ts/doctor/doctor.js';
+import { hasArm64 } from './support/arm64.js';
 import { writeAttentionModel } from './support/attention.js';
 import { filesIn, root } from './support/command.js';
 import { installPacked, onnxruntime, runNode, type Installed } from './support/packed.js';
@@ -62,7 +63,11 @@ describe('the packages', () => {
     for (const manifest of [main, platform])
       for (const field of ['scripts', 'devDependencies', 'private', 'gypfile'])
         expect(manifest, field).not.to.have.property(field);
-    expect(main.optionalDependencies).to.deep.equal({ [PLATFORM]: main.version });
+    const platforms = [PLATFORM, ...(hasArm64() ? ['onnx-qkv-gemm-linux-arm64-gnu'] : [])];
+    expect(main.optionalDependencies).to.deep.equal(Object.fromEntries(platforms.map((name) => [name, main.version]))); // prettier-ignore
+    // npm leaves out those for other machines.
+    const installedHere = fs.readdirSync(at('node_modules')).filter((name) => name.startsWith('onnx-qkv-gemm')); // prettier-ignore
+    expect(installedHere.sort()).to.deep.equal(['onnx-qkv-gemm', PLATFORM]);
     expect(platform).to.deep.include({
       version: main.version,
       os: ['linux'],

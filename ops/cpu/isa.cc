@@ -19,10 +19,6 @@
 namespace qkvgemm::cpu {
 namespace {
 
-// From the slowest to the fastest.
-constexpr Isa kAll[] = {Isa::kScalar,     Isa::kAvx2, Isa::kAvxVnni, Isa::kAvx512, Isa::kAvx512Vnni,
-                        Isa::kAvx512Bf16, Isa::kAmx,  Isa::kNeon,    Isa::kNeonDot};
-
 #if defined(__x86_64__)
 // Clang before 19 has no __builtin_cpu_supports("f16c"). The registers are AVX's, which is asked for beside
 // it.
@@ -54,6 +50,10 @@ bool MatrixStatePermitted() {
   return false;
 #endif
 }
+#elif defined(__aarch64__) && defined(__linux__)
+// HWCAP2_I8MM and HWCAP2_BF16, which headers of older kernels do not name.
+constexpr unsigned long kHasI8mm = 1ul << 13;
+constexpr unsigned long kHasBf16 = 1ul << 14;
 #endif
 
 }  // namespace
@@ -78,6 +78,10 @@ const char* IsaName(Isa isa) {
       return "neon";
     case Isa::kNeonDot:
       return "neon_dot";
+    case Isa::kNeonI8mm:
+      return "neon_i8mm";
+    case Isa::kNeonBf16:
+      return "neon_bf16";
   }
   return "unknown";
 }
@@ -111,6 +115,10 @@ bool IsaSupported(Isa isa) {
     case Isa::kNeonDot:
 #if defined(__linux__)
       return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+    case Isa::kNeonI8mm:
+      return IsaSupported(Isa::kNeonDot) && (getauxval(AT_HWCAP2) & kHasI8mm) != 0;
+    case Isa::kNeonBf16:
+      return IsaSupported(Isa::kNeonI8mm) && (getauxval(AT_HWCAP2) & kHasBf16) != 0;
 #endif
     default:
       return false;
@@ -125,7 +133,7 @@ bool IsaSupported(Isa isa) {
 bool SelectIsa(const char* forced, Isa* isa, std::string* error) {
   *isa = Isa::kScalar;
   std::string known, supported;
-  for (Isa candidate : kAll) {
+  for (Isa candidate : kAllIsas) {
     known += known.empty() ? "" : ", ";
     known += IsaName(candidate);
     if (!IsaSupported(candidate)) continue;
@@ -134,7 +142,7 @@ bool SelectIsa(const char* forced, Isa* isa, std::string* error) {
     supported += IsaName(candidate);
   }
   if (forced == nullptr || *forced == '\0') return true;
-  for (Isa candidate : kAll) {
+  for (Isa candidate : kAllIsas) {
     if (std::strcmp(forced, IsaName(candidate)) != 0) continue;
     if (IsaSupported(candidate)) {
       *isa = candidate;

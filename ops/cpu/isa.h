@@ -21,7 +21,10 @@ struct Dot {
   bool bfloat16;
   bool int8;
   bool unsigned_weights;  // int8 products are of signed rows and weights stored as weight + 128
-  bool matrix;            // on tiles of registers (AMX)
+  // Products of matrices in registers take so many lanes of a row at once, which lie together, and so many
+  // of a column of W. 1: products are of vectors.
+  int row_run = 1;
+  int column_run = 1;
 };
 
 constexpr Dot DotOf(Isa isa) {
@@ -33,15 +36,19 @@ constexpr Dot DotOf(Isa isa) {
       break;
     case Isa::kAvxVnni:
     case Isa::kAvx512Vnni:
-      return {.bfloat16 = false, .int8 = true, .unsigned_weights = true, .matrix = false};
+      return {.bfloat16 = false, .int8 = true, .unsigned_weights = true};
     case Isa::kAvx512Bf16:
-      return {.bfloat16 = true, .int8 = true, .unsigned_weights = true, .matrix = false};
+      return {.bfloat16 = true, .int8 = true, .unsigned_weights = true};
     case Isa::kNeonDot:
-      return {.bfloat16 = false, .int8 = true, .unsigned_weights = false, .matrix = false};
+      return {.bfloat16 = false, .int8 = true, .unsigned_weights = false};
+    case Isa::kNeonI8mm:
+      return {.bfloat16 = false, .int8 = true, .unsigned_weights = false, .row_run = 2, .column_run = 2};
+    case Isa::kNeonBf16:
+      return {.bfloat16 = true, .int8 = true, .unsigned_weights = false, .row_run = 2, .column_run = 2};
     case Isa::kAmx:
-      return {.bfloat16 = true, .int8 = true, .unsigned_weights = true, .matrix = true};
+      return {.bfloat16 = true, .int8 = true, .unsigned_weights = true, .row_run = 16};
   }
-  return {.bfloat16 = false, .int8 = false, .unsigned_weights = false, .matrix = false};
+  return {.bfloat16 = false, .int8 = false, .unsigned_weights = false};
 }
 
 }  // namespace qkvgemm::cpu

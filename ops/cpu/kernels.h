@@ -31,8 +31,8 @@ struct Rows {
   int digits;  // of a row, the highest first, each laid out like a row
   int64_t count;
   int64_t k;  // the panel's
-  // Row tiles as in RowTiles, each [k / depth][rows of the tile][digits] lanes; on matrix registers
-  // [k / depth / kMatrixRun][rows of the tile][digits][kMatrixRun].
+  // Row tiles as in RowTiles, each [k / depth][rows of the tile][digits] lanes; for products of matrices
+  // [k / depth / row_run][rows of the tile][digits][row_run].
   const uint32_t* lanes;
   // kInt8 only: a row's step, and the sums of its digits in each block of scales.
   const float* scale;   // [count]
@@ -96,6 +96,8 @@ const Kernels& Avx512Bf16Kernels();
 const Kernels& AmxKernels();
 const Kernels& NeonKernels();
 const Kernels& NeonDotKernels();
+const Kernels& NeonI8mmKernels();
+const Kernels& NeonBf16Kernels();
 const Kernels& KernelsOf(Isa isa);
 
 }  // namespace qkvgemm::cpu

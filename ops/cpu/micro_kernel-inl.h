@@ -74,6 +74,18 @@ template <Operand kOperand, Leave kLeave>
   Lanes::OfFloat(Vec::MulAdd(value, Vec::Load(arguments.scale + column), before)).Store(target);
 }
 
+// Calls leave<Leave>() for what the arguments ask for.
+template <Operand kOperand, typename Fn>
+[[gnu::always_inline]] inline void WithLeave(const MicroArguments& arguments, const Fn& leave) {
+  if constexpr (kOperand != Operand::kBFloat16)
+    if (arguments.scale != nullptr) {
+      if (kOperand == Operand::kInt8 && arguments.zero_point != nullptr)
+        return leave.template operator()<Leave::kScaledLessZeroPoint>();
+      return leave.template operator()<Leave::kScaled>();
+    }
+  leave.template operator()<Leave::kAsTheyAre>();
+}
+
 // Consecutive steps go to `kUnroll` sets of accumulators: with few rows one chain of multiply-adds per vector
 // would wait for its own latency (4 to 6 cycles) instead of for memory.
 template <Operand kOperand, typename L, int kRows, bool kZeroPoint, Prefetch kPrefetch>
@@ -81,9 +93,8 @@ void MicroKernel(const MicroArguments& arguments) {
   using P = Product<kOperand>;
   using U = Unpack<kOperand, L>;
   constexpr int kSteps = U::kSteps;
-  constexpr int kUnroll = kRows * kVectors * 4 <= kTile.mr * kVectors   ? 4
-                          : kRows * kVectors * 2 <= kTile.mr * kVectors ? 2
-                                                                        : 1;
+  constexpr int kRowsLeft = kTile.mr - (kSteps - 1);  // by the registers that factors of further steps take
+  constexpr int kUnroll = kRows * 4 <= kRowsLeft ? 4 : kRows * 2 <= kRowsLeft ? 2 : 1;
   constexpr int kGroups = std::max(1, kUnroll / kSteps);  // in one turn of the loop
   constexpr int kVectorBytes = kLanes * L::kGroup * static_cast<int>(SizeOf(L::kType));
   const uint32_t* a = arguments.rows;
@@ -138,13 +149,7 @@ void MicroKernel(const MicroArguments& arguments) {
       }
     }
   };
-  if constexpr (kOperand != Operand::kBFloat16)
-    if (arguments.scale != nullptr) {
-      if (kOperand == Operand::kInt8 && arguments.zero_point != nullptr)
-        return leave.template operator()<Leave::kScaledLessZeroPoint>();
-      return leave.template operator()<Leave::kScaled>();
-    }
-  leave.template operator()<Leave::kAsTheyAre>();
+  WithLeave<kOperand>(arguments, leave);
 }
 
 using MicroKernelFn = void (*)(const MicroArguments&);

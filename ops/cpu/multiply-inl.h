@@ -146,10 +146,10 @@ struct VectorTiles {
 void MultiplyVectors(const Rows& rows, const Panel& panel, bool widen, float* c, const Receiver& receiver) {
   constexpr Dot kDot = DotOf(kThisIsa);
   VectorTiles tiles;
-  if constexpr (kDot.bfloat16)
+  if constexpr (kDot.bfloat16 && kDot.column_run == 1)
     if (rows.operand == Operand::kBFloat16)
       return MultiplyWith<Operand::kBFloat16>(rows, panel, widen, c, receiver, tiles);
-  if constexpr (kDot.int8)
+  if constexpr (kDot.int8 && kDot.column_run == 1)
     if (rows.operand == Operand::kInt8)
       return MultiplyWith<Operand::kInt8>(rows, panel, widen, c, receiver, tiles);
   MultiplyWith<Operand::kFloat>(rows, panel, widen, c, receiver, tiles);

@@ -100,7 +100,7 @@ Panel PackedLayout::PanelAt(const Problem& problem, const void* packed, int64_t 
     if (zero_points) result.zero_point = reinterpret_cast<const float*>(base + zero_offset) + panel * nr;
     if (problem.scale_layout == ScaleLayout::kBlocks) {
       result.block = problem.scale_block;
-    } else if (format.group == 4 && format.k > kMaxInt8Depth) {
+    } else if (problem.tw == DType::kInt8 && format.group > 1 && format.k > kMaxInt8Depth) {
       result.block = kMaxInt8Depth, result.stride = 0;  // int32 sums of parts, all with the column's scale
     }
   }
@@ -137,11 +137,14 @@ void Pack(const Problem& problem, const Operands& operands, Isa isa, const Threa
       case 4:
         return pack.template operator()<uint32_t, 1>(0);
       case 2:
-        return group == 1 ? pack.template operator()<uint16_t, 1>(0)
-                          : pack.template operator()<uint16_t, 2>(0);
+        return group == 1   ? pack.template operator()<uint16_t, 1>(0)
+               : group == 2 ? pack.template operator()<uint16_t, 2>(0)
+                            : pack.template operator()<uint16_t, 4>(0);
       default:
-        return group == 1 ? pack.template operator()<uint8_t, 1>(0)
-                          : pack.template operator()<uint8_t, 4>(layout.format.is_unsigned ? 0x80 : 0);
+        const uint8_t flip = layout.format.is_unsigned ? 0x80 : 0;
+        return group == 1   ? pack.template operator()<uint8_t, 1>(0)
+               : group == 4 ? pack.template operator()<uint8_t, 4>(flip)
+                            : pack.template operator()<uint8_t, 8>(flip);
     }
   });
   if (layout.scale_rows == 0) return;

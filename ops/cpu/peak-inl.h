@@ -35,9 +35,10 @@ int64_t SpinAs(int64_t steps, uint32_t* sink) {
 }
 
 int64_t Spin(Operand operand, int64_t steps, uint32_t* sink) {
-  if constexpr (DotOf(kThisIsa).bfloat16)
+  constexpr Dot kDot = DotOf(kThisIsa);
+  if constexpr (kDot.bfloat16 && kDot.column_run == 1)
     if (operand == Operand::kBFloat16) return SpinAs<Operand::kBFloat16>(steps, sink);
-  if constexpr (DotOf(kThisIsa).int8)
+  if constexpr (kDot.int8 && kDot.column_run == 1)
     if (operand == Operand::kInt8) return SpinAs<Operand::kInt8>(steps, sink);
   return SpinAs<Operand::kFloat>(steps, sink);
 }

@@ -27,9 +27,17 @@ constexpr Choice kChoices[] = {{},
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Are there rows enough for AMX's registers, and do blocks of scales fill them?
+bool FillsMatrices(const Problem& problem, Operand operand) {
+  const int64_t least = operand == Operand::kBFloat16 ? kExactRows : kMinMatrixRows;
+  return problem.m > least && (problem.scale_layout != ScaleLayout::kBlocks ||
+                               problem.scale_block % (kMatrixRun * DepthOf(operand)) == 0);
+}
+
 Operand OperandOf(const Problem& problem, const WeightFormat& format) {
-  if (format.group == 4) return Operand::kInt8;
-  return format.group == 2 && problem.m > kExactRows ? Operand::kBFloat16 : Operand::kFloat;
+  if (format.group == 1) return Operand::kFloat;
+  if (problem.tw == DType::kInt8) return Operand::kInt8;
+  return problem.m > kExactRows ? Operand::kBFloat16 : Operand::kFloat;
 }
 
 int DigitsOf(const Problem& problem, Operand operand) {
@@ -42,13 +50,17 @@ int DigitsOf(const Problem& problem, Operand operand) {
 WeightFormat FormatOf(const Problem& problem, Isa isa) {
   const Dot dot = DotOf(isa);
   const bool blocks = problem.scale_layout == ScaleLayout::kBlocks;
-  int group = 1;
-  if (problem.tw == DType::kBFloat16 && dot.bfloat16) group = 2;
-  // A lane has one scale, and a scale's int32 sums fit.
-  const bool lanes_fit = !blocks || (problem.scale_block % 4 == 0 && problem.scale_block <= kMaxInt8Depth);
-  if (problem.tw == DType::kInt8 && lanes_fit && dot.int8) group = 4;
-  const int64_t multiple = dot.matrix && group > 1 && !blocks ? kMatrixRun * group : group;
-  return {group, CeilDiv(problem.k, multiple) * multiple, group == 4 && dot.unsigned_weights};
+  Operand operand = Operand::kFloat;
+  if (problem.tw == DType::kBFloat16 && dot.bfloat16) operand = Operand::kBFloat16;
+  // What lies together has one scale, and a scale's int32 sums fit.
+  const int64_t together = DepthOf(Operand::kInt8) * dot.column_run;
+  const bool blocks_fit =
+      !blocks || (problem.scale_block % together == 0 && problem.scale_block <= kMaxInt8Depth);
+  if (problem.tw == DType::kInt8 && blocks_fit && dot.int8) operand = Operand::kInt8;
+  if (operand == Operand::kFloat) return {1, problem.k, false};
+  const int group = DepthOf(operand) * dot.column_run;
+  const int64_t multiple = blocks ? group : DepthOf(operand) * dot.row_run;
+  return {group, CeilDiv(problem.k, multiple) * multiple, operand == Operand::kInt8 && dot.unsigned_weights};
 }
 
 Plan MakePlan(const Problem& problem, Isa isa, int threads, const Choice& choice) {
@@ -58,18 +70,16 @@ Plan MakePlan(const Problem& problem, Isa isa, int threads, const Choice& choice
   const WeightFormat format = FormatOf(problem, isa);
   plan.operand = OperandOf(problem, format);
   plan.digits = DigitsOf(problem, plan.operand);
-  const int depth = DepthOf(plan.operand);
-  plan.matrix =
-      DotOf(isa).matrix && plan.operand != Operand::kFloat &&
-      problem.m > (plan.operand == Operand::kBFloat16 ? kExactRows : kMinMatrixRows) &&
-      (problem.scale_layout != ScaleLayout::kBlocks || problem.scale_block % (kMatrixRun * depth) == 0);
-  if (plan.matrix) plan.tile.mr = kMatrixRows;
+  // For Arm's products of matrices, in vector registers, W is packed whatever the number of rows.
+  const bool amx =
+      isa == Isa::kAmx && plan.operand != Operand::kFloat && FillsMatrices(problem, plan.operand);
+  plan.run = amx || (plan.operand != Operand::kFloat && DotOf(isa).column_run > 1) ? DotOf(isa).row_run : 1;
+  if (amx) plan.tile.mr = kMatrixRows;
   // As few passes as the scratch allows, or a multiple, but none for less than two register tiles.
-  const int64_t most_rows =
-      plan.matrix
-          ? std::clamp<int64_t>(kMatrixRowBytes * depth / 4 / plan.digits / std::max<int64_t>(format.k, 1),
-                                2 * TileRows(plan), kMaxRowBlock / plan.digits)
-          : kMaxRowBlock / plan.digits;
+  const int64_t most_rows = amx ? std::clamp<int64_t>(kMatrixRowBytes * DepthOf(plan.operand) / 4 /
+                                                          plan.digits / std::max<int64_t>(format.k, 1),
+                                                      2 * TileRows(plan), kMaxRowBlock / plan.digits)
+                                : kMaxRowBlock / plan.digits;
   const int64_t fewest = std::max<int64_t>(1, CeilDiv(problem.m, most_rows));
   const int64_t most = std::max(fewest, problem.m / (2 * TileRows(plan)));
   plan.row_blocks = std::min(fewest * choice.row_blocks, most);
@@ -119,7 +129,7 @@ std::string ToString(const Plan& plan) {
          (plan.widen ? ", widened W" : ", W as packed") + ", as " +
          kOperands[static_cast<int>(plan.operand)] +
          (plan.digits > 1 ? " in " + std::to_string(plan.digits) + " digits" : "") +
-         (plan.matrix ? " on matrix registers" : "");
+         (plan.run > 1 ? " in matrices" : "");
 }
 
 }  // namespace qkvgemm::cpu

@@ -33,16 +33,18 @@ constexpr Tile TileOf(Isa isa) {
       return {16, 6};  // 12 of 16 registers accumulate, 2 hold W, 1 a broadcast row
     case Isa::kNeon:
     case Isa::kNeonDot:
-      return {16, 6};  // 24 of 32 registers accumulate, 4 hold W, 1 a broadcast row
+    case Isa::kNeonI8mm:
+    case Isa::kNeonBf16:
+      return {16, 6};  // 24 of 32 registers accumulate, 4 hold W, 1 a broadcast row; or 1 W, 3 pairs of rows
     case Isa::kScalar:
       break;
   }
   return {8, 4};
 }
 
-// On matrix registers: four of eight accumulate 16 x 16 each, two hold rows, two W.
+// On AMX's registers: four of eight accumulate 16 x 16 each, two hold rows, two W.
 constexpr int kMatrixRows = 32;
-constexpr int kMatrixRun = 16;  // lanes of a row in one matrix register
+constexpr int kMatrixRun = DotOf(Isa::kAmx).row_run;  // lanes of a row in one matrix register
 
 constexpr int kMaxNr = 32;
 // Lanes (of 32 bits) of a column of W that one pass of the micro-kernel takes for large M: 256 float, 512
@@ -75,7 +77,7 @@ constexpr int64_t kMaxInt8Depth = 1 << 16;
 
 // How W is packed for an instruction set: whole K, whatever the number of rows.
 struct WeightFormat {
-  int group;         // consecutive k of a column that lie together: a lane of 32 bits, or one element
+  int group;         // consecutive k of a column that lie together: lanes of 32 bits, or one element
   int64_t k;         // K, padded with zeros
   bool is_unsigned;  // int8 are stored as weight + 128
 };
@@ -85,7 +87,7 @@ struct Plan {
   Tile tile;
   Operand operand;     // what rows and W are multiplied as
   int digits;          // kInt8: of a row, each like a row of its own; else 1
-  bool matrix;         // on matrix registers
+  int run;             // lanes of a row that lie together, for products of matrices; else 1
   int64_t panels;      // column panels of W, `nr` wide, the last one padded
   int64_t row_blocks;  // passes over W
   int64_t block_rows;  // rows in each pass, except a shorter last one

@@ -10,7 +10,7 @@ constexpr Isa kThisIsa = Isa::kAmx;
 }
 }  // namespace qkvgemm::cpu
 
-#include "ops/cpu/matrix-inl.h"
+#include "ops/cpu/matrix_amx-inl.h"
 #include "ops/cpu/qkv_gemm-inl.h"
 
 namespace qkvgemm::cpu {

@@ -33,6 +33,10 @@ const Kernels& KernelsOf(Isa isa) {
       return NeonKernels();
     case Isa::kNeonDot:
       return NeonDotKernels();
+    case Isa::kNeonI8mm:
+      return NeonI8mmKernels();
+    case Isa::kNeonBf16:
+      return NeonBf16Kernels();
 #endif
     default:
       break;
@@ -130,7 +134,7 @@ void NormalizeRows(const Problem& p, const Operands& o, const Kernels& kernels, 
                    int64_t end, char* line) {
   if (p.k == 0) return;  // the pointers may be null
   const int64_t lanes = format.k / DepthOf(plan.operand), lane_rows = tile.count * plan.digits;
-  const int64_t run = lane_rows == 1 ? lanes : plan.matrix ? kMatrixRun : 1;
+  const int64_t run = lane_rows == 1 ? lanes : plan.run;
   auto* row = reinterpret_cast<float*>(line);
   for (int64_t r = begin; r < end; ++r) {
     const int64_t at = (tile.first + r) * p.k;
@@ -245,7 +249,7 @@ void Run(const Problem& p, const Operands& o, const void* packed, Isa isa, const
                     in_tile * (part + 1) / norm_parts,
                     base + parts.line + static_cast<size_t>(task) * parts.line_bytes);
     });
-    const Rows rows{plan.operand, plan.matrix, plan.digits, count, padded_k, lanes, scales, sums, blocks};
+    const Rows rows{plan.operand, plan.run > 1, plan.digits, count, padded_k, lanes, scales, sums, blocks};
     ParallelFor(pool, plan.panels == 0 ? 0 : plan.gemm_tasks, [&](int64_t task) {
       alignas(64) float c[kMaxRowBlock * kMaxNr];
       const int64_t begin = plan.panels * task / plan.gemm_tasks;

@@ -21,7 +21,14 @@ enum class Isa : uint8_t {
   kAmx,         // the same on matrix registers
   kNeon,        // of 64-bit Arm
   kNeonDot,     // with products of int8
+  kNeonI8mm,    // the same of matrices
+  kNeonBf16,    // with products of int8 and bfloat16, of matrices
 };
+
+// From the slowest to the fastest of a processor.
+inline constexpr Isa kAllIsas[] = {Isa::kScalar,     Isa::kAvx2,       Isa::kAvxVnni, Isa::kAvx512,
+                                   Isa::kAvx512Vnni, Isa::kAvx512Bf16, Isa::kAmx,     Isa::kNeon,
+                                   Isa::kNeonDot,    Isa::kNeonI8mm,   Isa::kNeonBf16};
 
 const char* IsaName(Isa isa);
 // Can this processor (and operating system) run it?

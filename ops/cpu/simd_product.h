@@ -40,6 +40,13 @@ struct ProductOf {
   }
 };
 
+// Columns whose `kRun` lanes lie together, as vectors of one lane of each.
+template <int kRun>
+struct Columns {
+  static_assert(kRun == 1);
+  static void Load(const void* p, Lanes (&lanes)[kRun]) { lanes[0] = Lanes::Load(p); }
+};
+
 template <>
 struct Product<Operand::kFloat> : ProductOf<Vec, Vec> {
   static Vec MulAdd(Vec row, Vec w, Vec sum) { return Vec::MulAdd(row, w, sum); }

@@ -17,8 +17,10 @@ struct Layout {
   static constexpr int kGroup = kGroupOf;
 };
 using Floats = Layout<DType::kFloat, 1>;
-using Pairs = Layout<DType::kBFloat16, 2>;
-using Quads = Layout<DType::kInt8, 4>;
+// In lanes of 32 bits, as many as a product takes of a column.
+constexpr int kColumnRun = DotOf(kThisIsa).column_run;
+using Pairs = Layout<DType::kBFloat16, DepthOf(Operand::kBFloat16) * kColumnRun>;
+using Quads = Layout<DType::kInt8, DepthOf(Operand::kInt8) * kColumnRun>;
 
 // The form that an operand's products read W in.
 template <Operand kOperand>
@@ -42,9 +44,13 @@ struct Unpack {
       factors[0] = less(E::Load(reinterpret_cast<const typename E::Type*>(p)));
     } else {
       static_assert(std::is_same_v<L, Pairs>);
-      const Lanes pairs = Lanes::Load(p);
-      factors[0] = pairs.template Left<16>().AsFloat();
-      factors[1] = (pairs & Lanes::Set(0xffff0000u)).AsFloat();
+      constexpr int kRun = L::kGroup / DepthOf(Operand::kBFloat16);
+      Lanes pairs[kRun];
+      Columns<kRun>::Load(p, pairs);
+      for (int i = 0; i < kRun; ++i) {
+        factors[2 * i] = pairs[i].template Left<16>().AsFloat();
+        factors[2 * i + 1] = (pairs[i] & Lanes::Set(0xffff0000u)).AsFloat();
+      }
     }
   }
 };

@@ -1,4 +1,4 @@
-/** How this machine's CPU kernels round, beyond float32 (OPERATOR.md, ops/cpu/isa.h). */
+/** How this machine's CPU kernels, or those of an instruction set, round, beyond float32 (OPERATOR.md, ops/cpu/isa.h). */
 import type { Products } from '../../models/qkv_gemm_reference.js';
 import { Model } from '../../ts/onnx/model.js';
 import { DataType } from '../../ts/onnx/tensor.js';
@@ -11,10 +11,12 @@ const PRODUCTS: Record<string, Products> = {
   avx512_bf16: 'bfloat16',
   amx: 'bfloat16',
   neon_dot: 'digits',
+  neon_i8mm: 'digits',
+  neon_bf16: 'bfloat16',
 };
 
-export function cpuProducts(): Products {
-  return PRODUCTS[instructionSet()] ?? 'float32';
+export function cpuProducts(isa = instructionSet()): Products {
+  return PRODUCTS[isa] ?? 'float32';
 }
 
 /**

@@ -55,6 +55,11 @@ struct Sums {
 // u magnitude, and cutting K products, whose signs are mixed, to about u magnitude. The bound is four times
 // the first and eight times the second. Of TensorFloat32 a step may have 4 products, for which twice the
 // first is left.
+//
+// Arm's products of bfloat16 add two and then the sum, and round both times to odd: an error of up to 2 u of
+// the result, evenly to both sides. In K / 2 additions to the sum that is sqrt(2) times the walk of K
+// roundings to nearest, which is off by less than the factors' room: partial sums are far below the
+// magnitude.
 QKVGEMM_HOST_DEVICE inline double AccumulationBound(double k, const Arithmetic& a) {
   return kFloatRounding * (a.matrix ? 0.5 * std::sqrt(k) + 8.0 : 4.0 * std::sqrt(k) + 16.0);
 }

@@ -1,4 +1,4 @@
-/** The operator's contract in float64, with the bounds of the products that this machine's CPU kernels compute. */
+/** The operator's contract in float64, with the bounds of the products that CPU kernels compute. */
 import type { Operands, QkvGemmSpec } from '../../models/qkv_gemm.js';
 import { reference, type Expected } from '../../models/qkv_gemm_reference.js';
 import { cpuProducts } from '../../scripts/bench/rounding.js';
@@ -14,8 +14,11 @@ export const INSTRUCTION_SETS = [
   'amx',
   'neon',
   'neon_dot',
+  'neon_i8mm',
+  'neon_bf16',
 ];
 
-export function cpuReference(spec: QkvGemmSpec, operands: Operands): Record<string, Expected> {
-  return reference(spec, operands, 'deviations', cpuProducts());
+/** `isa`: default that of this machine. */
+export function cpuReference(spec: QkvGemmSpec, operands: Operands, isa?: string): Record<string, Expected> {
+  return reference(spec, operands, 'deviations', cpuProducts(isa));
 }

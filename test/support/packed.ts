@@ -30,22 +30,39 @@ function run(command: string, args: readonly string[], cwd: string): Outcome {
   return { code: result.status, stdout: result.stdout, stderr: result.stderr };
 }
 
+/** What else is installed, and for which machine. */
+export interface Installation {
+  /** Packages that are left out where they are not for that machine. */
+  optional?: Record<string, string>;
+  /** Options of `npm install`, such as --cpu=arm64. */
+  flags?: readonly string[];
+}
+
 /**
- * Packs, and installs the tarballs with `further` packages, onnxruntime-node or what brings it, without install scripts, from npm's cache where that has them.
+ * Packs, and installs the main package with `further` packages, onnxruntime-node or what brings it, without install scripts,
+ * from npm's cache where that has them. Of the packages of binaries npm chooses that of the machine, as it does for users.
  * A test or suite whose packages cannot be fetched is skipped, with npm's reason.
  */
-export function installPacked(context: Mocha.Context, further: readonly string[]): Installed {
+export function installPacked(
+  context: Mocha.Context,
+  further: readonly string[],
+  { optional = {}, flags = [] }: Installation = {},
+): Installed {
   const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'qkvgemm-package-'));
   const packed = run(process.execPath, [path.join(root, 'scripts', 'pack.mjs'), '--out', folder], root);
   if (packed.code !== 0) throw new Error(`scripts/pack.mjs: ${packed.stderr}`);
   const lines = packed.stdout.trim().split('\n');
-  const [main, platform] = [lines.at(-1), lines.find((line) => !line.includes('-cuda-'))];
-  if (main === undefined || platform === undefined || main === platform)
+  const platforms = lines.slice(0, -1).filter((line) => !line.includes('-cuda-'));
+  const [main, platform] = [lines.at(-1), platforms[0]];
+  if (main === undefined || platform === undefined)
     throw new Error(`scripts/pack.mjs printed ${packed.stdout}`);
-  fs.writeFileSync(path.join(folder, 'package.json'), '{ "private": true }');
-  const packages = [main, platform, ...further];
-  const flags = ['--ignore-scripts', '--no-audit', '--no-fund', '--prefer-offline'];
-  const { code, stdout, stderr } = run('npm', ['install', ...flags, ...packages], folder);
+  const nameOf = (tarball: string): string => path.basename(tarball).replace(/-\d.*$/, '');
+  const binaries = Object.fromEntries(platforms.map((tarball) => [nameOf(tarball), `file:${tarball}`]));
+  const manifest = { private: true, optionalDependencies: { ...binaries, ...optional } };
+  fs.writeFileSync(path.join(folder, 'package.json'), JSON.stringify(manifest));
+  const always = ['--ignore-scripts', '--no-audit', '--no-fund', '--prefer-offline'];
+  const packages = [main, ...further];
+  const { code, stdout, stderr } = run('npm', ['install', ...always, ...flags, ...packages], folder);
   if (code !== 0) {
     fs.rmSync(folder, { recursive: true, force: true });
     if (!UNREACHABLE.test(stderr)) throw new Error(`npm install ${packages.join(' ')}: ${stderr || stdout}`);

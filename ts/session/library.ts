@@ -10,8 +10,9 @@ export const CUDA_LIBRARY = 'libqkvgemm-cuda.so';
 /** The package's binaries; the last is the session addon. */
 export type Binary = typeof CPU_LIBRARY | typeof CUDA_LIBRARY | 'qkvgemm_session.node';
 
-/** Platforms that there are packages of binaries for. */
-const PLATFORMS = ['linux-x64-gnu'];
+/** Platforms that there are packages of binaries for, and of the CUDA library. */
+const PLATFORMS = ['linux-x64-gnu', 'linux-arm64-gnu'];
+const CUDA_PLATFORMS = ['linux-x64-gnu'];
 
 /** How a binary comes about that was not found. */
 export function howToGet(name: Binary): string {
@@ -21,7 +22,7 @@ export function howToGet(name: Binary): string {
     : ['npm run build', ''];
   const install = `Install its package: npm install ${packageOf(name)}@${packageRoot.manifest.version}`;
   const itself = cuda ? '' : ', which npm does by itself unless optional dependencies are left out';
-  const build = PLATFORMS.includes(platformName())
+  const build = (cuda ? CUDA_PLATFORMS : PLATFORMS).includes(platformName())
     ? `${install}${itself}. Or build it`
     : `There is no package of it for ${platformName()}: build it`;
   const set = name === 'qkvgemm_session.node' ? '.' : `, or set ${LIBRARY_VARIABLE} to its path.`;

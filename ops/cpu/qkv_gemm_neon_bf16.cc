@@ -1,0 +1,29 @@
+// The kernels for Isa::kNeonBf16.
+#if defined(__aarch64__)
+#include "ops/cpu/kernels.h"
+#include "ops/cpu/plan.h"
+#include "ops/cpu/simd_neon_bf16.h"
+
+namespace qkvgemm::cpu {
+namespace {
+constexpr Isa kThisIsa = Isa::kNeonBf16;
+}
+}  // namespace qkvgemm::cpu
+
+#include "ops/cpu/matrix_neon-inl.h"
+#include "ops/cpu/qkv_gemm-inl.h"
+
+namespace qkvgemm::cpu {
+namespace {
+
+constexpr Kernels kMatrixKernels = [] {
+  Kernels kernels = kKernels;
+  kernels.multiply = MultiplyMatrices;
+  kernels.spin = SpinMatrices;
+  return kernels;
+}();
+
+}  // namespace
+const Kernels& NeonBf16Kernels() { return kMatrixKernels; }
+}  // namespace qkvgemm::cpu
+#endif  // __aarch64__
