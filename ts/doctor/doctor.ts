@@ -27,34 +27,47 @@ import { isOlder } from '../version_order.js';
 
 /** One thing that was looked at. */
 export interface Check {
+  /** What was looked at, e.g. `CPU kernels`. */
   name: string;
   /** `note`: it works, but not as well as it could; `problem`: something that is needed is missing. */
   status: 'ok' | 'note' | 'problem';
+  /** What is there, or what is wrong. */
   found: string;
   /** What to do, where the status is not ok. */
   action?: string;
 }
 
+/** What `diagnose` found. `null` stands for what is not there or not known. */
 export interface Diagnosis {
   /** No check found a problem. */
   ok: boolean;
+  /** As packages of binaries are named: `linux-x64-gnu`. */
   platform: string;
+  /** C library and its release: `glibc 2.36`. */
   libc: string | null;
+  /** Release of Node: `v20.19.0`. */
   node: string;
+  /** Processor, cores and the features that kernels look for. */
   cpu: CpuFacts;
   /** Instruction set of the CPU kernels. */
   instructionSet: string | null;
-  /** Paths of the libraries; every place that was looked at is in `tried`. */
+  /** Path of the library for the CPU. */
   library: string | null;
+  /** Path of the library for CPU and CUDA. */
   cudaLibrary: string | null;
+  /** Every place that was looked at for each binary, in order. */
   tried: Record<Binary, string[]>;
-  /** Copies of ONNX Runtime in this process, and what onnxruntime-node can run on. */
+  /** Copies of ONNX Runtime in this process. */
   runtimes: LoadedRuntime[];
+  /** Execution providers that onnxruntime-node was built with: `cpu`, `cuda`, ... */
   providers: string[];
+  /** CUDA devices that the driver shows, as `NVIDIA H200, compute capability 9.0`. */
   cudaDevices: string[];
+  /** Release of NVIDIA's kernel driver. */
   cudaDriver: string | null;
   /** File of timed plans. */
   tuningFile: string | null;
+  /** Everything that was looked at, in the order of what depends on what. */
   checks: Check[];
 }
 
@@ -68,7 +81,12 @@ function attempt<T>(get: () => T): { value: T } | { error: string } {
   }
 }
 
-/** Looks at everything; nothing that it finds is thrown. A CUDA device is not needed, and missed by nobody without one. */
+/**
+ * Looks at everything that running fused models takes: platform, binaries, onnxruntime-node, GPUs. A model of one node is run.
+ *
+ * @returns all of it; what is missing is not thrown, but a check that is no `ok`. A CUDA device is not needed, and missed by
+ *   nobody without one.
+ */
 export async function diagnose(): Promise<Diagnosis> {
   const searches = {
     [CPU_LIBRARY]: searchBinary(CPU_LIBRARY),

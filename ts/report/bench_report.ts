@@ -26,7 +26,12 @@ const COLUMNS: Column<ModelTiming>[] = [
 /** Operators in the chart; the table has all. */
 const MOST_OPS = 16;
 
-/** A page with times, their distribution, the share of each operator, and the check of the outputs. */
+/**
+ * A page with times, their distribution, the share of each operator, and the check of the outputs.
+ *
+ * @param report what `benchModels` gave.
+ * @returns HTML that needs nothing else and loads nothing.
+ */
 export function benchHtml(report: BenchReport): string {
   const { machine, provider, devices, inputs, models, ratio, verified } = report;
   const files = models.map(({ file }) => file);
