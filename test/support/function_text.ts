@@ -2,7 +2,15 @@
 import onnxProto from 'onnx-proto';
 
 const { onnx } = onnxProto;
-type Attribute = Parameters<typeof onnx.AttributeProto.encode>[0];
+
+/** What is read of an AttributeProto; integers are numbers or objects of 64 bits. */
+interface Attribute {
+  name?: string | null;
+  type?: number | null;
+  refAttrName?: string | null;
+  i?: unknown;
+  ints?: unknown[] | null;
+}
 
 const { FLOAT, INT, STRING, TENSOR, FLOATS, INTS } = onnx.AttributeProto.AttributeType;
 
