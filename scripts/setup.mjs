@@ -1,6 +1,6 @@
 // Takes a clone to where it can build, test and run; plain JavaScript because it runs before anything is installed.
 //
-//   node scripts/setup.mjs [--build] [--run test|demo|build:web|bench:cpu|bench:gpu|bench:models|bench:rewrite|docs|pack|lint|format [arguments]]
+//   node scripts/setup.mjs [--build] [--run test|demo|build:web|bench:cpu|bench:gpu|bench:models|bench:rewrite|docs|pictures|pack|lint|format [arguments]]
 //
 // Each step is skipped when its result is already there, so a second call does no work twice.
 import { spawnSync } from 'node:child_process';
@@ -237,6 +237,10 @@ const tasks = {
   docs() {
     say('writing the documentation of the API into build/docs');
     node(bin.typedoc, []);
+  },
+  pictures() {
+    say('drawing the pictures of the README into scripts/pictures');
+    node(bin.tsx, ['scripts/pictures.ts']);
   },
   pack(args) {
     build();
