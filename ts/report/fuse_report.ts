@@ -4,7 +4,7 @@ import { FolderSource } from '../external_data.js';
 import { readModelFile } from '../files.js';
 import type { FusedFile } from '../fuse_file.js';
 import { differenceParts } from './difference_parts.js';
-import { fuseParts, LabelledGraph } from './fuse_parts.js';
+import { FUSE_TITLE, fuseParts, LabelledGraph } from './fuse_parts.js';
 import { section } from './html.js';
 import { page } from './page.js';
 
@@ -29,7 +29,7 @@ const graphOf = (file: string): LabelledGraph =>
 export function fuseHtml({ input, output, report, differences }: FuseHtmlInput): string {
   const files = output === undefined ? { input } : { input, output, after: graphOf(output) };
   const { head, sections } = fuseParts({ ...files, before: graphOf(input), report });
-  return page('Fused model', head, [
+  return page(FUSE_TITLE, head, [
     ...sections,
     ...(differences
       ? [section('check', 'Check of the outputs', differenceParts(differences, 'Differences of the outputs'))]
