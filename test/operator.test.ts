@@ -1,6 +1,5 @@
 /** OPERATOR.md against the library and the rewriter: its tables, its function body, its examples. */
 import { expect } from 'chai';
-import { spawnSync } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
 import { attentionModel } from '../models/attention.js';
@@ -12,7 +11,7 @@ import {
   type Operands,
   type QkvGemmSpec,
 } from '../models/qkv_gemm.js';
-import { fuse, libraryPath } from '../ts/index.js';
+import { fuse } from '../ts/index.js';
 import { Model } from '../ts/onnx/model.js';
 import type { AttributeValue } from '../ts/onnx/node.js';
 import { DataType } from '../ts/onnx/tensor.js';
@@ -21,7 +20,7 @@ import { withQkvGemm } from '../ts/session/index.js';
 import { root, testFolder } from './support/command.js';
 import { functionText } from './support/function_text.js';
 import { floatForm, int8Form } from './support/op_mistakes.js';
-import { needPython } from './support/python.js';
+import { needPython, runPython } from './support/python.js';
 import { blocks } from './support/readme.js';
 import { quiet } from './support/run.js';
 import { runOp } from './support/run_op.js';
@@ -255,19 +254,7 @@ describe('OPERATOR.md', () => {
       const python = needPython(this, ['numpy', 'onnx', 'onnxruntime']);
       const [source = '', ...others] = blocks('OPERATOR.md', 'python');
       expect(others).to.deep.equal([]);
-      const find = `require('onnx-qkv-gemm').libraryPath()`;
-      expect(source).to.include(find);
-      const example = source.replace(
-        find,
-        JSON.stringify(libraryPath())
-          .slice(1, -1)
-          .replace(/^(.*)$/, "'$1'"),
-      );
-      const { status, stdout, stderr } = spawnSync(python, ['-c', example], {
-        cwd: folder(),
-        encoding: 'utf8',
-      });
-      expect(status, stderr).to.equal(0);
+      const stdout = runPython(python, ['-c', source], folder());
       expect(Number(/largest difference (\S+)/.exec(stdout)?.[1])).to.be.below(1e-5);
     });
   });

@@ -86,7 +86,11 @@ describe('RECIPES.md', () => {
 
   it('PyTorch: exported, fused, and run by ONNX Runtime in Python', function () {
     const python = needPython(this, ['torch', 'onnxscript', 'onnxruntime']);
-    const [exporting = '', running = '', ...others] = blocks('RECIPES.md', 'python');
+    const [exporting = '', running = '', ...others] = blocks(
+      'RECIPES.md',
+      'python',
+      'PyTorch to ONNX Runtime in Python',
+    );
     expect(others).to.deep.equal([]);
     const run = (source: string): string => {
       const result = spawnSync(python, ['-c', source], { cwd: folder, encoding: 'utf8' });
