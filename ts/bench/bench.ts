@@ -7,6 +7,8 @@ import { checkOptions } from '../options.js';
 import type { Progress } from '../progress.js';
 import type { FuseOptions } from '../rewrite/options.js';
 import { cudaDevices } from '../session/addon.js';
+import { libraryPath } from '../session/library.js';
+import { checkProvider } from '../session/provider.js';
 import { inTemporaryFolder } from '../temporary.js';
 import { OpenModel } from '../verify/boundary.js';
 import type { Bounds } from '../verify/difference.js';
@@ -118,17 +120,19 @@ const TURNS: [number, number] = [10, 2000];
  * @param model path of a model file.
  * @returns times in microseconds, rates per second, memory in bytes.
  * @throws QkvGemmError `CHECK_FAILED` where the outputs differ; as `verifyModels` and `fuseFile` otherwise.
- *   `UNSUPPORTED_MODEL` where `fused` finds nothing to fuse.
+ *   `UNSUPPORTED_MODEL` where `fused` finds nothing to fuse; `RUNTIME_UNSUPPORTED` where sessions cannot run on the provider.
  */
 export async function benchModels(model: string, options: BenchOptions = {}): Promise<BenchReport> {
   checkOptions('bench', options, OPTIONS);
-  const { fused, against, seconds = 5, tokens } = options;
+  const { fused, against, provider = 'cpu', seconds = 5, tokens } = options;
   for (const [name, value] of Object.entries({ seconds, tokens }))
     if (value !== undefined && !(value > 0))
       throw new QkvGemmError('INVALID_ARGUMENT', `bench: ${name} is ${value}, expected a number above 0.`);
-  if (fused === undefined) return benchPair(model, against, options);
-  if (against !== undefined)
+  if (fused !== undefined && against !== undefined)
     throw new QkvGemmError('INVALID_ARGUMENT', 'bench: against and fused exclude each other. Give one.');
+  await checkProvider(provider);
+  libraryPath({ cuda: provider === 'cuda' }); // what is missing is said before the work
+  if (fused === undefined) return benchPair(model, against, options);
   return inTemporaryFolder(async (folder) => {
     const output = path.join(folder, `${path.parse(model).name}.fused.onnx`);
     const { onProgress } = options;

@@ -101,3 +101,11 @@ export function opShares(nodes: readonly NodeRun[]): OpShare[] {
     .map((own) => ({ ...own, share: total > 0 ? own.microseconds / total : 0 }))
     .sort((a, b) => b.microseconds - a.microseconds);
 }
+
+/**
+ * Operators of a model that did not run on the device that was asked for: ONNX Runtime gives a node to the CPU, without a
+ * word, where a provider has no kernel for it. Copies between host and device are nodes as well.
+ */
+export function notOnDevice(ops: readonly OpShare[]): OpShare[] {
+  return ops.filter(({ providers }) => providers.some((provider) => provider !== 'CUDAExecutionProvider'));
+}

@@ -21,6 +21,7 @@ import {
   type Binary,
   type Search,
 } from '../session/library.js';
+import { cudaProblem } from '../session/provider.js';
 import { cpuFacts, libcName, nvidiaDriver, type CpuFacts } from './machine_facts.js';
 import { selfTest } from './self_test.js';
 import { isOlder } from '../version_order.js';
@@ -59,7 +60,7 @@ export interface Diagnosis {
   tried: Record<Binary, string[]>;
   /** Copies of ONNX Runtime in this process. */
   runtimes: LoadedRuntime[];
-  /** Execution providers that onnxruntime-node was built with: `cpu`, `cuda`, ... */
+  /** Execution providers that onnxruntime-node was built for: `cpu`, `cuda`, ...; whether one can be used, `checks` says. */
   providers: string[];
   /** CUDA devices that the driver shows, as `NVIDIA H200, compute capability 9.0`. */
   cudaDevices: string[];
@@ -125,11 +126,9 @@ export async function diagnose(): Promise<Diagnosis> {
       ? []
       : [cpuCheck(facts, isa), runtimeCheck(facts, runtimes)]),
     ...(facts.library !== null && 'value' in runtimes ? [await runCheck('cpu')] : []),
-    ...cudaChecks(facts),
+    ...(await cudaChecks(facts)),
     tuningCheck(facts),
   ];
-  if (facts.cudaDevices.length > 0 && facts.cudaLibrary !== null && facts.providers.includes('cuda'))
-    checks.push(await runCheck('cuda'));
   return { ok: checks.every(({ status }) => status !== 'problem'), ...facts, checks };
 }
 
@@ -198,7 +197,7 @@ function runtimeCheck({ providers }: Facts, runtimes: { value: LoadedRuntime[] }
   const found = runtimes.value
     .map(({ version, path: file, hooked, problem: why }) => `${version} ${file}${hooked ? '' : ` (${why})`}`)
     .join('; ');
-  return ok('onnxruntime-node', `${found}; providers ${providers.join(', ') || 'none'}`);
+  return ok('onnxruntime-node', `${found}; built for ${providers.join(', ') || 'none'}`);
 }
 
 async function runCheck(provider: 'cpu' | 'cuda'): Promise<Check> {
@@ -208,11 +207,11 @@ async function runCheck(provider: 'cpu' | 'cuda'): Promise<Check> {
   const action =
     provider === 'cpu'
       ? 'See that library and onnxruntime-node are those for this machine; npm run build in a source tree makes the library.'
-      : "Run onnxruntime-node's install script, which fetches the CUDA provider (npm rebuild onnxruntime-node), and see that driver and cuDNN suit it.";
+      : 'See that the library is the one for CUDA (QKVGEMM_LIBRARY may name another) and has code for this device.';
   return provider === 'cpu' ? problem(name, why, action) : note(name, why, action);
 }
 
-function cudaChecks({ cudaDevices: devices, cudaDriver, cudaLibrary, providers, tried }: Facts): Check[] {
+async function cudaChecks({ cudaDevices: devices, cudaDriver, cudaLibrary, tried }: Facts): Promise<Check[]> {
   if (devices.length === 0)
     return cudaDriver === null
       ? [ok('CUDA', 'no device and no driver: nothing of it is needed')]
@@ -224,8 +223,13 @@ function cudaChecks({ cudaDevices: devices, cudaDriver, cudaLibrary, providers, 
       ? note('CUDA library', `not there; tried ${tried[CUDA_LIBRARY].join(', ')}`, howToGet(CUDA_LIBRARY))
       : ok('CUDA library', cudaLibrary),
   );
-  if (!providers.includes('cuda'))
-    checks.push(note('CUDA provider', 'onnxruntime-node has none', "Run onnxruntime-node's install script, which fetches it: npm rebuild onnxruntime-node.")); // prettier-ignore
+  const problem = await cudaProblem();
+  checks.push(
+    problem
+      ? note('CUDA provider', problem.found, problem.action)
+      : ok('CUDA provider', 'sessions run on the device'),
+  );
+  if (!problem && cudaLibrary !== null) checks.push(await runCheck('cuda'));
   return checks;
 }
 

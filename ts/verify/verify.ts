@@ -7,6 +7,7 @@ import { DEFAULT_MAX_ERROR, describeBounds, describeDifference } from './bounds.
 import { compareTensors, type Bounds, type ValueDifference } from './difference.js';
 import type { FeedOptions } from './feeds.js';
 import { compareInside, type InsideReport } from './inside.js';
+import { checkProvider } from '../session/provider.js';
 import { firstRun, openOther, openReference, released, runOther } from './pair.js';
 import type { RunnerOptions } from './runner.js';
 
@@ -69,12 +70,14 @@ export interface VerifyReport {
  *   equal, unless `atol` or `rtol` is given.
  * @returns the differences; `equal` is the verdict.
  * @throws QkvGemmError `INVALID_MODEL` where A does not run on such inputs; `CHECK_FAILED` where A does and B does not;
- *   `INVALID_ARGUMENT` for inputs or sizes that do not fit; `UNSUPPORTED_MODEL` for inputs that cannot be generated.
+ *   `INVALID_ARGUMENT` for inputs or sizes that do not fit; `UNSUPPORTED_MODEL` for inputs that cannot be generated;
+ *   `RUNTIME_UNSUPPORTED` where sessions cannot run on the provider, `LIBRARY_NOT_FOUND` where its library is not there.
  */
 export async function verifyModels(a: string, b: string, options: VerifyOptions = {}): Promise<VerifyReport> {
   checkOptions('verify', options, OPTIONS);
   const { library = 'both', provider = 'cpu', threads, seed = 1, intermediates = false } = options;
   const bounds = boundsOf(options);
+  await checkProvider(provider);
   const shared: RunnerOptions = { provider, ...(threads === undefined ? {} : { threads }) };
   const optionsOfA = { ...shared, optimize: false, library: library === 'both' || library === 'a' };
   const optionsOfB = { ...shared, library: library === 'both' || library === 'b' };
