@@ -2,6 +2,7 @@
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { build, type Plugin } from 'vite';
+import { HASHES } from '../ts/report/page.js';
 import { STYLE } from '../ts/report/style.js';
 import { SCRIPT } from '../ts/report/zoom.js';
 
@@ -13,6 +14,8 @@ export const webFolder = path.join(root, 'build', 'web');
 const MODULES: Record<string, string> = {
   'virtual:zoom': `export function zoomGraphs() {${SCRIPT}}`,
   'virtual:report.css': STYLE,
+  // Browsers hash in secure contexts only, and a server of files in a network is none.
+  'virtual:report-hashes': `export default ${JSON.stringify(HASHES)}`,
 };
 
 const reportModules: Plugin = {
@@ -29,7 +32,7 @@ export async function buildWeb(): Promise<void> {
     base: './', // in whatever folder of a server it lies
     logLevel: 'warn',
     plugins: [reportModules],
-    worker: { format: 'es' },
+    worker: { format: 'es', plugins: () => [reportModules] },
     resolve: { dedupe: ['protobufjs'] },
     build: {
       outDir: webFolder,

@@ -1,6 +1,6 @@
 // Takes a clone to where it can build, test and run; plain JavaScript because it runs before anything is installed.
 //
-//   node scripts/setup.mjs [--build] [--run test|demo|build:web|bench:cpu|bench:gpu|bench:models|bench:rewrite|pack|lint|format [arguments]]
+//   node scripts/setup.mjs [--build] [--run test|demo|build:web|bench:cpu|bench:gpu|bench:models|bench:rewrite|docs|pictures|pack|lint|format [arguments]]
 //
 // Each step is skipped when its result is already there, so a second call does no work twice.
 import { spawnSync } from 'node:child_process';
@@ -29,6 +29,7 @@ const bin = {
   tsc: 'node_modules/typescript/bin/tsc',
   eslint: 'node_modules/eslint/bin/eslint.js',
   prettier: 'node_modules/prettier/bin/prettier.cjs',
+  typedoc: 'node_modules/typedoc/bin/typedoc',
   cmakeJs: 'node_modules/cmake-js/bin/cmake-js',
   clangFormat: 'node_modules/clang-format/index.js',
 };
@@ -256,6 +257,14 @@ const tasks = {
     say('building the page into build/web');
     node(bin.tsx, ['scripts/build_web.ts']);
   },
+  docs() {
+    say('writing the documentation of the API into build/docs');
+    node(bin.typedoc, []);
+  },
+  pictures() {
+    say('drawing the pictures of the README into scripts/pictures');
+    node(bin.tsx, ['scripts/pictures.ts']);
+  },
   pack(args) {
     build();
     buildArm64();
@@ -266,6 +275,7 @@ const tasks = {
     node(bin.tsc, ['-p', 'tsconfig.web.json']);
     node(bin.eslint, ['.', '--max-warnings', '0']);
     node(bin.prettier, ['--check', '--log-level', 'warn', '.']);
+    node(bin.typedoc, ['--emit', 'none']); // what is exported and not documented, and broken links
     node(bin.clangFormat, ['--dry-run', '--Werror', ...sources('.cc', '.h', '.cu', '.cuh')]);
   },
   format() {

@@ -6,16 +6,11 @@ import path from 'node:path';
 import { attentionModel } from '../models/attention.js';
 import { fuse } from '../ts/index.js';
 import { installPacked, runNode } from './support/packed.js';
+import { needPython } from './support/python.js';
 import { blocks } from './support/readme.js';
 
 const TRANSFORMERS = '@huggingface/transformers@4.3.1';
 const VOCABULARY = ['[PAD]', '[UNK]', 'the', 'cat', 'sat', 'down'];
-
-/** Python with these packages: that of the environment variable PYTHON, or the first on the PATH. */
-function pythonWith(packages: readonly string[]): string | undefined {
-  const python = process.env.PYTHON || 'python3';
-  return spawnSync(python, ['-c', `import ${packages.join(', ')}`]).status === 0 ? python : undefined;
-}
 
 /** A folder in the layout of transformers.js: a tokenizer of six words, an encoder, and the fused one, which needs the library. */
 async function writeEncoder(folder: string): Promise<void> {
@@ -90,12 +85,12 @@ describe('RECIPES.md', () => {
   });
 
   it('PyTorch: exported, fused, and run by ONNX Runtime in Python', function () {
-    const python = pythonWith(['torch', 'onnxscript', 'onnxruntime']);
-    if (python === undefined) {
-      console.log('  (skipped: no Python with torch, onnxscript and onnxruntime; PYTHON names one)');
-      this.skip();
-    }
-    const [exporting = '', running = '', ...others] = blocks('RECIPES.md', 'python');
+    const python = needPython(this, ['torch', 'onnxscript', 'onnxruntime']);
+    const [exporting = '', running = '', ...others] = blocks(
+      'RECIPES.md',
+      'python',
+      'PyTorch to ONNX Runtime in Python',
+    );
     expect(others).to.deep.equal([]);
     const run = (source: string): string => {
       const result = spawnSync(python, ['-c', source], { cwd: folder, encoding: 'utf8' });

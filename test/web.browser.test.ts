@@ -7,8 +7,9 @@ import { corpusFolder, corpusModels } from '../models/corpus.js';
 import { attentionModel, externalBytes } from '../models/attention.js';
 import { buildWeb, webFolder } from '../scripts/build_web.js';
 import { fuseFile, type FuseFileOptions } from '../ts/fuse_file.js';
+import { fuse } from '../ts/index.js';
 import { executablePath } from './support/chromium.js';
-import { testFolder } from './support/command.js';
+import { qkvgemm, testFolder } from './support/command.js';
 import { serve, type StaticServer } from './support/static_server.js';
 
 /** Of the corpus, what exporters and ORT's tools make: one a family, and quantised forms. */
@@ -159,6 +160,62 @@ describe('the page in a browser', function () {
     expect(await ended(page)).to.match(
       /^'model\.onnx': fuse: int8Block is 2, expected a whole number of rows/,
     );
+    expect(complaints).to.deep.equal([]);
+    await page.context().close();
+  });
+
+  it('skips nodes, leaves the function body out, and offers the report that the command writes', async () => {
+    const input = path.join(folder(), 'model.onnx');
+    fs.writeFileSync(input, attentionModel());
+    const { page, complaints } = await open({ acceptDownloads: true });
+    expect(await choose(page, input)).to.equal(undefined);
+    const report = async (): Promise<string> => {
+      const [got] = await Promise.all([
+        page.waitForEvent('download'),
+        page.locator('#report-download a').click(),
+      ]);
+      expect(got.suggestedFilename()).to.equal('model.fused.html');
+      return fs.readFileSync(await got.path(), 'utf8');
+    };
+    /** What the command writes with the same choices, in the same words. */
+    const written = (...flags: string[]): string => {
+      const file = path.join(folder(), 'report.html');
+      qkvgemm(['fuse', 'model.onnx', '--overwrite', '--report', file, ...flags], { cwd: folder() });
+      return fs.readFileSync(file, 'utf8');
+    };
+    expect(await report()).to.equal(written());
+    expect(await page.locator('#not-run').textContent()).to.equal('');
+
+    await page.getByLabel(/no-fallback/).check();
+    expect(await ended(page)).to.equal(undefined);
+    await expectSame(page, input, { fallback: false });
+    expect(await report()).to.equal(written('--no-fallback'));
+    expect(await page.locator('#run').isVisible()).to.equal(false);
+    expect(await page.locator('#not-run').textContent()).to.match(
+      /^Without its function body .* the library/,
+    );
+    await page.getByLabel(/no-fallback/).uncheck();
+    expect(await ended(page)).to.equal(undefined);
+    expect(await page.locator('#run').isVisible()).to.equal(true);
+
+    const skip = async (names: string): Promise<string | undefined> => {
+      await page.locator('#skip').fill(names);
+      await page.locator('#skip').blur();
+      return ended(page);
+    };
+    const { fused } = (await fuse(input)).report;
+    const norm = fused[0]?.norm ?? '';
+    expect(await skip(`\n ${norm} \n`)).to.equal(undefined);
+    expect(await page.locator('#refused td').last().textContent()).to.equal('it is to stay as it is (skip)');
+    expect(await page.locator('#downloads a').count()).to.equal(0);
+    expect(await report()).to.equal(written('--skip', norm)); // also where nothing is fused
+    expect(await skip('nobody')).to.match(/skip: no node of the graph is named 'nobody'/);
+    // Another model has other names.
+    const other = path.join(folder(), 'other.onnx');
+    fs.copyFileSync(input, other);
+    expect(await choose(page, other)).to.equal(undefined);
+    expect(await page.locator('#skip').inputValue()).to.equal('');
+    await expectSame(page, other);
     expect(complaints).to.deep.equal([]);
     await page.context().close();
   });
@@ -335,7 +392,7 @@ describe('the page in a browser', function () {
     await choose(page, input);
     const reached = new Set<string>();
     await page.locator('#files').focus();
-    for (let i = 0; i < 24; i++) {
+    for (let i = 0; i < 28; i++) {
       reached.add(
         String(
           await page.evaluate('document.activeElement.id || document.activeElement.tagName.toLowerCase()'),
@@ -347,6 +404,8 @@ describe('the page in a browser', function () {
       'files',
       'dtype',
       'activation-quant',
+      'no-fallback',
+      'skip',
       'a',
       'provider',
       'dims',

@@ -1,17 +1,29 @@
 /** Stable identifiers of everything that can go wrong; programs branch on these, people read the message. */
 export type QkvGemmErrorCode =
-  | 'INVALID_ARGUMENT' // a caller's option or path is wrong
-  | 'INVALID_MODEL' // not ONNX, truncated, inconsistent
-  | 'UNSUPPORTED_MODEL' // valid, but beyond what this version handles
+  /** A caller's option or path is wrong. */
+  | 'INVALID_ARGUMENT'
+  /** A model is not ONNX, truncated or inconsistent, or does not run. */
+  | 'INVALID_MODEL'
+  /** A model is valid, but beyond what this version handles. */
+  | 'UNSUPPORTED_MODEL'
+  /** A file does not exist. */
   | 'FILE_NOT_FOUND'
+  /** A file is there, but cannot be read. */
   | 'FILE_NOT_READABLE'
+  /** A file or its folder cannot be written: no such folder, no permission, no space. */
   | 'FILE_NOT_WRITABLE'
+  /** The output is there already, and may not be replaced. */
   | 'FILE_EXISTS'
-  | 'EXTERNAL_DATA' // missing, out of range or outside the model's folder
+  /** External data is missing, out of range or outside the model's folder. */
+  | 'EXTERNAL_DATA'
+  /** A custom-op library or one of this package's binaries is not there. */
   | 'LIBRARY_NOT_FOUND'
+  /** It is there, but the system's loader refuses it. */
   | 'LIBRARY_LOAD_FAILED'
-  | 'RUNTIME_UNSUPPORTED' // onnxruntime-node too old, not loaded, unknown platform
-  | 'CHECK_FAILED'; // two models disagree
+  /** onnxruntime-node is too old or not there, or the platform is none that libraries can be loaded on. */
+  | 'RUNTIME_UNSUPPORTED'
+  /** Two models disagree. */
+  | 'CHECK_FAILED';
 
 /** Messages name what the model names, and names can have any length: their middle is left out, as is a message's. */
 const LONGEST = 4000;
@@ -34,8 +46,18 @@ function readable(message: string): string {
 
 /** The one error class of the package: `code` is stable, `message` says what, where, what was expected, what to do. */
 export class QkvGemmError extends Error {
+  /** Always `QkvGemmError`. */
   override readonly name = 'QkvGemmError';
+
+  /**
+   * An error with a code.
+   *
+   * @param code what kind of error it is.
+   * @param message what people read; the middle is left out where it is longer than 4000 characters.
+   * @param options `cause`: the error behind this one.
+   */
   constructor(
+    /** What kind of error it is; it does not change from version to version. */
     readonly code: QkvGemmErrorCode,
     message: string,
     options?: ErrorOptions,

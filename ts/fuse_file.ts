@@ -22,6 +22,7 @@ import { checkRewritten, verifyModels } from './verify/verify.js';
 
 export type { Progress } from './progress.js';
 
+/** Options of `fuseFile`: those of `fuse`, and where and how the result is written and checked. */
 export interface FuseFileOptions extends FuseOptions {
   /** Replace an existing output (default false). The input is never overwritten. */
   overwrite?: boolean;
@@ -54,10 +55,17 @@ const FILE_OPTIONS = [
   'overwrite', 'verify', 'check', 'maxError', 'dims', 'saveAsExternalData', 'externalDataFile', 'onProgress',
 ] as const; // prettier-ignore
 
+/** What `fuseFile` did and wrote. */
 export interface FusedFile {
+  /** What was fused, what was refused and why, and what the result needs. */
   report: FuseReport;
   /** The data file that was written beside the output, and its size. */
-  data?: { file: string; bytes: number };
+  data?: {
+    /** Its path. */
+    file: string;
+    /** Its length. */
+    bytes: number;
+  };
   /** With `check`: each output's difference from the original's. */
   differences?: ValueDifference[];
   /** Folders beside the output with former outputs that a process was replacing when it was killed. */
@@ -150,7 +158,11 @@ function dataLocation(output: string, wanted: string | undefined, kept: readonly
  * result refers to otherwise stays as it is, and is copied where the output lies in another folder. The result, its data
  * included, gets its names when all of it is written and checked.
  *
- * @throws QkvGemmError with a stable `code`; see `QkvGemmErrorCode`.
+ * @param input path of a model file, which is never overwritten.
+ * @param output path of the result.
+ * @returns what was done, and the files that were written.
+ * @throws QkvGemmError as `fuse`; `FILE_EXISTS` where the output is there and `overwrite` is not given; `FILE_NOT_WRITABLE`;
+ *   `CHECK_FAILED` where, with `check`, the outputs differ, or where ONNX Runtime does not load the result.
  */
 export function fuseFile(input: string, output: string, options: FuseFileOptions = {}): Promise<FusedFile> {
   return fuseFileWithin(input, output, options, MAX_PROTOBUF);

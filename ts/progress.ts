@@ -7,9 +7,12 @@
  */
 export type Phase = 'pack' | 'move' | 'copy' | 'check' | 'values' | 'rounds';
 
+/** How far long work is. */
 export interface Progress {
+  /** What is being done. */
   phase: Phase;
   /** Sums that never fall within a phase. */
   done: number;
+  /** What `done` will be at the end of the phase. */
   total: number;
 }

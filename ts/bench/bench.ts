@@ -7,6 +7,8 @@ import { checkOptions } from '../options.js';
 import type { Progress } from '../progress.js';
 import type { FuseOptions } from '../rewrite/options.js';
 import { cudaDevices } from '../session/addon.js';
+import { libraryPath } from '../session/library.js';
+import { checkProvider } from '../session/provider.js';
 import { inTemporaryFolder } from '../temporary.js';
 import { OpenModel } from '../verify/boundary.js';
 import type { Bounds } from '../verify/difference.js';
@@ -21,6 +23,7 @@ import { peakMemory, type PeakMemory } from './memory.js';
 import { opShares, profiled, type OpShare } from './profile.js';
 import { median, quantile, ratioOf, turns, type Ratio, type Turn } from './timing.js';
 
+/** Options of `benchModels`: inputs as for `verifyModels`, bounds of the check before timing. */
 export interface BenchOptions extends FeedOptions, Bounds {
   /** The model to compare with. */
   against?: string;
@@ -30,13 +33,15 @@ export interface BenchOptions extends FeedOptions, Bounds {
   verify?: boolean;
   /** Measure each model's memory, in a process of its own (default true). */
   memory?: boolean;
+  /** Execution provider of both models (default cpu). With cuda, this package's CUDA library is needed. */
   provider?: 'cpu' | 'cuda';
-  /** Threads of each session's pool. */
+  /** Threads of each session's pool (default: as many as ONNX Runtime takes, one a physical core). */
   threads?: number;
-  /** Of timing, for both together (default 5). */
+  /** Seconds of timing, for both together (default 5). */
   seconds?: number;
   /** Tokens of one run, where the inputs do not tell. */
   tokens?: number;
+  /** Called now and then, with sums that never fall within a phase. */
   onProgress?: (progress: Progress) => void;
 }
 
@@ -49,27 +54,53 @@ const OPTIONS = [
 export interface ModelTiming {
   /** Its path; of what was fused for the occasion, the original's with ` (fused)`. */
   file: string;
+  /** Runs that were timed. */
   runs: number;
+  /** Median of the times, in microseconds. */
   p50: number;
+  /** What 90 % of the runs stayed within, in microseconds. */
   p90: number;
+  /** What 99 % of the runs stayed within, in microseconds. */
   p99: number;
   /** By the median. */
   runsPerSecond: number;
   /** By the same, where the inputs tell how many samples and tokens (rows) a run has, or `tokens` does. */
   samplesPerSecond?: number;
+  /** Tokens, which are rows of the projections, by the median. */
   tokensPerSecond?: number;
   /** Runs by time: `counts[i]` of them took from `from * step ** i` microseconds on. */
-  histogram: { from: number; step: number; counts: number[] };
+  histogram: {
+    /** The fastest run, in microseconds. */
+    from: number;
+    /** The end of each bin over its beginning. */
+    step: number;
+    /** Runs of each bin. */
+    counts: number[];
+  };
   /** From a pass of its own under ONNX Runtime's profiler, which is not timed. */
   ops: OpShare[];
+  /** The most memory of a process that runs this model alone; absent where it was not measured. */
   memory?: PeakMemory;
 }
 
+/** What `benchModels` measured. */
 export interface BenchReport {
+  /** Processor, cores, cache, kernels, releases and date, as one line. */
   machine: string;
+  /** Execution provider that was asked for: `cpu` or `cuda`. */
   provider: string;
+  /** With cuda, the devices that the driver shows, as `NVIDIA H200, compute capability 9.0`; otherwise none. */
   devices: string[];
-  inputs: { name: string; type: string; dims: number[] }[];
+  /** What both models were fed. */
+  inputs: {
+    /** Name of the graph's input. */
+    name: string;
+    /** Element type, as ONNX Runtime's JavaScript names it: `float32`, `int64`, ... */
+    type: string;
+    /** Sizes of all dimensions. */
+    dims: number[];
+  }[];
+  /** The model, and where there are two, the other one. */
   models: ModelTiming[];
   /** Median of the first model's times over the second's, with a 95 % interval: above 1, the second is faster. */
   ratio?: Ratio;
@@ -86,18 +117,22 @@ const TURNS: [number, number] = [10, 2000];
  * Times a model; with `against` or `fused`, also another one on the same inputs, in turn. Both are loaded with this package's
  * library and ONNX Runtime's optimisations.
  *
+ * @param model path of a model file.
+ * @returns times in microseconds, rates per second, memory in bytes.
  * @throws QkvGemmError `CHECK_FAILED` where the outputs differ; as `verifyModels` and `fuseFile` otherwise.
- *   `UNSUPPORTED_MODEL` where `fused` finds nothing to fuse.
+ *   `UNSUPPORTED_MODEL` where `fused` finds nothing to fuse; `RUNTIME_UNSUPPORTED` where sessions cannot run on the provider.
  */
 export async function benchModels(model: string, options: BenchOptions = {}): Promise<BenchReport> {
   checkOptions('bench', options, OPTIONS);
-  const { fused, against, seconds = 5, tokens } = options;
+  const { fused, against, provider = 'cpu', seconds = 5, tokens } = options;
   for (const [name, value] of Object.entries({ seconds, tokens }))
     if (value !== undefined && !(value > 0))
       throw new QkvGemmError('INVALID_ARGUMENT', `bench: ${name} is ${value}, expected a number above 0.`);
-  if (fused === undefined) return benchPair(model, against, options);
-  if (against !== undefined)
+  if (fused !== undefined && against !== undefined)
     throw new QkvGemmError('INVALID_ARGUMENT', 'bench: against and fused exclude each other. Give one.');
+  await checkProvider(provider);
+  libraryPath({ cuda: provider === 'cuda' }); // what is missing is said before the work
+  if (fused === undefined) return benchPair(model, against, options);
   return inTemporaryFolder(async (folder) => {
     const output = path.join(folder, `${path.parse(model).name}.fused.onnx`);
     const { onProgress } = options;

@@ -7,6 +7,7 @@ import packageRoot from '../package_root.cjs';
 import type { Feeds } from '../verify/feed_plan.js';
 import type { RunnerOptions } from '../verify/runner.js';
 
+/** Physical memory of a process, in bytes, from /proc (`VmHWM`). */
 export interface PeakMemory {
   /** The most physical memory of the process, mapped files included, in bytes. */
   peak: number;

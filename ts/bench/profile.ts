@@ -66,12 +66,15 @@ export async function profiled(
 
 /** What the nodes of one operator took in a run of the model. */
 export interface OpShare {
+  /** Operator type, without its domain. */
   op: string;
+  /** Nodes of it that run in one run of the model. */
   nodes: number;
-  /** Median of the runs: one that was interrupted does not count. */
+  /** All of them in one run, in microseconds: the median of the runs, so that one that was interrupted does not count. */
   microseconds: number;
-  /** Of the sum of all operators. */
+  /** Of the sum of all operators, from 0 to 1. */
   share: number;
+  /** Execution providers that they ran on, e.g. `CPUExecutionProvider`. */
   providers: string[];
 }
 
@@ -97,4 +100,12 @@ export function opShares(nodes: readonly NodeRun[]): OpShare[] {
   return shares
     .map((own) => ({ ...own, share: total > 0 ? own.microseconds / total : 0 }))
     .sort((a, b) => b.microseconds - a.microseconds);
+}
+
+/**
+ * Operators of a model that did not run on the device that was asked for: ONNX Runtime gives a node to the CPU, without a
+ * word, where a provider has no kernel for it. Copies between host and device are nodes as well.
+ */
+export function notOnDevice(ops: readonly OpShare[]): OpShare[] {
+  return ops.filter(({ providers }) => providers.some((provider) => provider !== 'CUDAExecutionProvider'));
 }

@@ -122,8 +122,11 @@ export function median(values: readonly number[]): number {
 
 /** A ratio of medians, and the interval that holds it with 95 % by the bootstrap. */
 export interface Ratio {
+  /** Ratio of the medians. */
   value: number;
+  /** Lower end of the 95 % interval. */
   low: number;
+  /** Upper end of the 95 % interval. */
   high: number;
 }
 

@@ -2,6 +2,7 @@
 import Table from 'cli-table3';
 import { Option, type Command } from 'commander';
 import { benchModels, type BenchReport, type ModelTiming } from '../bench/bench.js';
+import { notOnDevice } from '../bench/profile.js';
 import { duration } from '../bench/timing.js';
 import { benchHtml } from '../report/bench_report.js';
 import { checkReport, writeReport } from '../report/page.js';
@@ -105,7 +106,16 @@ async function benchCommand(model: string, flags: BenchFlags): Promise<number> {
   return EXIT.ok;
 }
 
-function describe({ machine, provider, devices, inputs, models, ratio, verified }: BenchReport): string {
+/** A report as text. */
+export function describe({
+  machine,
+  provider,
+  devices,
+  inputs,
+  models,
+  ratio,
+  verified,
+}: BenchReport): string {
   const lines = [machine, `provider ${provider}${devices.length > 0 ? `: ${devices.join('; ')}` : ''}`];
   for (const { name, type, dims } of inputs) lines.push(`input ${name}: ${type} [${dims.join(', ')}]`);
   if (verified)
@@ -119,6 +129,13 @@ function describe({ machine, provider, devices, inputs, models, ratio, verified 
       `The second runs ${ratio.value.toFixed(3)} times as fast as the first (95 % interval ${ratio.low.toFixed(3)} to ${ratio.high.toFixed(3)}).`,
     );
   lines.push(opTable(models));
+  if (provider === 'cuda') {
+    lines.push("Operators' times on CUDA are the host's, of launches; memory is the host's as well.");
+    for (const { file, ops } of models) {
+      const others = notOnDevice(ops).map(({ op, nodes }) => `${op} ${Math.round(nodes)}`);
+      if (others.length > 0) lines.push(`Not on the device, in ${file}: ${others.join(', ')}.`);
+    }
+  }
   return lines.join('\n');
 }
 

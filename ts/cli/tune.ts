@@ -10,6 +10,7 @@ import { Model } from '../onnx/model.js';
 import { DOMAIN, OP } from '../rewrite/function_body.js';
 import { tuningFile } from '../session/addon.js';
 import { withQkvGemm } from '../session/index.js';
+import { checkProvider } from '../session/provider.js';
 import { EXIT } from './exit.js';
 import { plain } from './fuse.js';
 import { checkSizes, generate, openDimensions, type Sizes } from '../generated_inputs.js';
@@ -156,6 +157,7 @@ export async function tuneCommand(file: string, flags: TuneFlags): Promise<numbe
       'UNSUPPORTED_MODEL',
       `'${file}' has no ${DOMAIN}.${OP} node, so that there is nothing to tune. Make them first: qkvgemm fuse ${file}`,
     );
+  await checkProvider(flags.provider);
   const cache = tuningFile();
   checkCache(cache);
   const before = entriesOf(cache);

@@ -21,40 +21,54 @@ import {
   type Binary,
   type Search,
 } from '../session/library.js';
+import { cudaProblem } from '../session/provider.js';
 import { cpuFacts, libcName, nvidiaDriver, type CpuFacts } from './machine_facts.js';
 import { selfTest } from './self_test.js';
 import { isOlder } from '../version_order.js';
 
 /** One thing that was looked at. */
 export interface Check {
+  /** What was looked at, e.g. `CPU kernels`. */
   name: string;
   /** `note`: it works, but not as well as it could; `problem`: something that is needed is missing. */
   status: 'ok' | 'note' | 'problem';
+  /** What is there, or what is wrong. */
   found: string;
   /** What to do, where the status is not ok. */
   action?: string;
 }
 
+/** What `diagnose` found. `null` stands for what is not there or not known. */
 export interface Diagnosis {
   /** No check found a problem. */
   ok: boolean;
+  /** As packages of binaries are named: `linux-x64-gnu`. */
   platform: string;
+  /** C library and its release: `glibc 2.36`. */
   libc: string | null;
+  /** Release of Node: `v20.19.0`. */
   node: string;
+  /** Processor, cores and the features that kernels look for. */
   cpu: CpuFacts;
   /** Instruction set of the CPU kernels. */
   instructionSet: string | null;
-  /** Paths of the libraries; every place that was looked at is in `tried`. */
+  /** Path of the library for the CPU. */
   library: string | null;
+  /** Path of the library for CPU and CUDA. */
   cudaLibrary: string | null;
+  /** Every place that was looked at for each binary, in order. */
   tried: Record<Binary, string[]>;
-  /** Copies of ONNX Runtime in this process, and what onnxruntime-node can run on. */
+  /** Copies of ONNX Runtime in this process. */
   runtimes: LoadedRuntime[];
+  /** Execution providers that onnxruntime-node was built for: `cpu`, `cuda`, ...; whether one can be used, `checks` says. */
   providers: string[];
+  /** CUDA devices that the driver shows, as `NVIDIA H200, compute capability 9.0`. */
   cudaDevices: string[];
+  /** Release of NVIDIA's kernel driver. */
   cudaDriver: string | null;
   /** File of timed plans. */
   tuningFile: string | null;
+  /** Everything that was looked at, in the order of what depends on what. */
   checks: Check[];
 }
 
@@ -68,7 +82,12 @@ function attempt<T>(get: () => T): { value: T } | { error: string } {
   }
 }
 
-/** Looks at everything; nothing that it finds is thrown. A CUDA device is not needed, and missed by nobody without one. */
+/**
+ * Looks at everything that running fused models takes: platform, binaries, onnxruntime-node, GPUs. A model of one node is run.
+ *
+ * @returns all of it; what is missing is not thrown, but a check that is no `ok`. A CUDA device is not needed, and missed by
+ *   nobody without one.
+ */
 export async function diagnose(): Promise<Diagnosis> {
   const searches = {
     [CPU_LIBRARY]: searchBinary(CPU_LIBRARY),
@@ -107,11 +126,9 @@ export async function diagnose(): Promise<Diagnosis> {
       ? []
       : [cpuCheck(facts, isa), runtimeCheck(facts, runtimes)]),
     ...(facts.library !== null && 'value' in runtimes ? [await runCheck('cpu')] : []),
-    ...cudaChecks(facts),
+    ...(await cudaChecks(facts)),
     tuningCheck(facts),
   ];
-  if (facts.cudaDevices.length > 0 && facts.cudaLibrary !== null && facts.providers.includes('cuda'))
-    checks.push(await runCheck('cuda'));
   return { ok: checks.every(({ status }) => status !== 'problem'), ...facts, checks };
 }
 
@@ -180,7 +197,7 @@ function runtimeCheck({ providers }: Facts, runtimes: { value: LoadedRuntime[] }
   const found = runtimes.value
     .map(({ version, path: file, hooked, problem: why }) => `${version} ${file}${hooked ? '' : ` (${why})`}`)
     .join('; ');
-  return ok('onnxruntime-node', `${found}; providers ${providers.join(', ') || 'none'}`);
+  return ok('onnxruntime-node', `${found}; built for ${providers.join(', ') || 'none'}`);
 }
 
 async function runCheck(provider: 'cpu' | 'cuda'): Promise<Check> {
@@ -190,11 +207,11 @@ async function runCheck(provider: 'cpu' | 'cuda'): Promise<Check> {
   const action =
     provider === 'cpu'
       ? 'See that library and onnxruntime-node are those for this machine; npm run build in a source tree makes the library.'
-      : "Run onnxruntime-node's install script, which fetches the CUDA provider (npm rebuild onnxruntime-node), and see that driver and cuDNN suit it.";
+      : 'See that the library is the one for CUDA (QKVGEMM_LIBRARY may name another) and has code for this device.';
   return provider === 'cpu' ? problem(name, why, action) : note(name, why, action);
 }
 
-function cudaChecks({ cudaDevices: devices, cudaDriver, cudaLibrary, providers, tried }: Facts): Check[] {
+async function cudaChecks({ cudaDevices: devices, cudaDriver, cudaLibrary, tried }: Facts): Promise<Check[]> {
   if (devices.length === 0)
     return cudaDriver === null
       ? [ok('CUDA', 'no device and no driver: nothing of it is needed')]
@@ -206,8 +223,13 @@ function cudaChecks({ cudaDevices: devices, cudaDriver, cudaLibrary, providers, 
       ? note('CUDA library', `not there; tried ${tried[CUDA_LIBRARY].join(', ')}`, howToGet(CUDA_LIBRARY))
       : ok('CUDA library', cudaLibrary),
   );
-  if (!providers.includes('cuda'))
-    checks.push(note('CUDA provider', 'onnxruntime-node has none', "Run onnxruntime-node's install script, which fetches it: npm rebuild onnxruntime-node.")); // prettier-ignore
+  const problem = await cudaProblem();
+  checks.push(
+    problem
+      ? note('CUDA provider', problem.found, problem.action)
+      : ok('CUDA provider', 'sessions run on the device'),
+  );
+  if (!problem && cudaLibrary !== null) checks.push(await runCheck('cuda'));
   return checks;
 }
 

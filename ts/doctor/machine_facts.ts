@@ -16,9 +16,13 @@ function read(file: string): string | undefined {
   }
 }
 
+/** What the operating system says of the processor. */
 export interface CpuFacts {
+  /** Its name. */
   model: string;
+  /** Processors that this process may use. */
   cores: number;
+  /** Instruction-set extensions that kernels use or could, as Linux names them. */
   features: string[];
 }
 

@@ -1,4 +1,5 @@
 /** The smallest model with a com.deepspeed.QKVGemm node, run by the library: does all of it work together? */
+import { profiled, type NodeRun } from '../bench/profile.js';
 import { encodeAttribute, encodeNode } from '../onnx/node.js';
 import { DataType, encodeTensor } from '../onnx/tensor.js';
 import { MessageWriter } from '../onnx/wire.js';
@@ -45,22 +46,34 @@ function model(): Uint8Array {
     .finish();
 }
 
+/** Why the node's run was none on this provider; undefined where it was. */
+export function misplaced(nodes: readonly NodeRun[], provider: 'cpu' | 'cuda'): string | undefined {
+  const wanted = provider === 'cuda' ? 'CUDAExecutionProvider' : 'CPUExecutionProvider';
+  const ran = nodes.filter(({ op }) => op === OP).map((node) => node.provider);
+  if (ran.length > 0 && ran.every((own) => own === wanted)) return undefined;
+  return `the node ran on ${ran.join(', ') || 'no provider'}, not on ${wanted}: the library has no kernel for it`;
+}
+
 /** Why the library does not run, in the words of its loader where it does not load; undefined where it does. */
 export async function selfTest(provider: 'cpu' | 'cuda'): Promise<string | undefined> {
   const ort = await import('onnxruntime-node');
   try {
     const options = withQkvGemm({ logSeverityLevel: 4, executionProviders: [provider] });
-    const session = await ort.InferenceSession.create(model(), options);
-    try {
-      const { y } = await session.run({ x: new ort.Tensor('float32', X, [1, 2]) });
-      const found = [...(y?.data as Float32Array)];
-      const right = EXPECTED.every((value, i) => Math.abs((found[i] ?? NaN) - value) <= 1e-3 * value);
-      return right
-        ? undefined
-        : `a node gave ${found.join(', ')} where ${EXPECTED.map((v) => v.toFixed(3)).join(', ')} is right`;
-    } finally {
-      await session.release();
-    }
+    let found: number[] = [];
+    const nodes = await profiled(async (profiling) => {
+      const session = await ort.InferenceSession.create(model(), { ...options, ...profiling });
+      try {
+        const { y } = await session.run({ x: new ort.Tensor('float32', X, [1, 2]) });
+        found = [...(y?.data as Float32Array)];
+        session.endProfiling();
+      } finally {
+        await session.release();
+      }
+    });
+    const right = EXPECTED.every((value, i) => Math.abs((found[i] ?? NaN) - value) <= 1e-3 * value);
+    return right
+      ? misplaced(nodes, provider)
+      : `a node gave ${found.join(', ')} where ${EXPECTED.map((v) => v.toFixed(3)).join(', ')} is right`;
   } catch (error) {
     return error instanceof Error ? error.message : String(error);
   }

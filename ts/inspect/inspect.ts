@@ -19,6 +19,7 @@ import type { FusedSite, Refusal } from '../rewrite/report.js';
 import { operandBytes, qkvNodes, type QkvNode } from './qkv_nodes.js';
 import { rowsOf, sized } from './rows.js';
 
+/** Options of `inspectModel`. */
 export interface InspectOptions {
   /** Which projections are looked for (default `['qkv']`), as for `fuse`. */
   targets?: readonly Target[];
@@ -26,11 +27,15 @@ export interface InspectOptions {
   dims?: Sizes;
   /** Rows of all blocks, instead of what follows from `dims`. */
   rows?: number;
+  /** Called now and then, with sums that never fall within a phase. */
   onProgress?: (progress: Progress) => void;
 }
 
+/** An input or output of a model's graph. */
 export interface ValueDescription {
+  /** Its name. */
   name: string;
+  /** Element type as ONNX names it (`float16`, `int64`), or what kind of value it is where it is no tensor. */
   type: string;
   /** Sizes and symbols ('' for neither); absent where the rank is unknown. */
   shape?: (number | string)[];
@@ -38,6 +43,7 @@ export interface ValueDescription {
 
 /** What a block costs at a number of rows. */
 export interface BlockCost {
+  /** Rows that the norm or product runs over: all dimensions of its input but the last, multiplied. */
   rows: number;
   /** Of the product alone: 2 rows K N. */
   flops: number;
@@ -51,43 +57,83 @@ export interface Block {
   state: 'fused' | 'fusible';
   /** Name of that node. */
   node: string;
-  /** The norm's node and the rules that match, of what is fusible. */
+  /** The norm's node, of what is fusible. */
   norm?: string;
-  rules?: { norm: string; projection: string };
+  /** Rules that match, of what is fusible. */
+  rules?: {
+    /** The norm's; `none` where there is none. */
+    norm: string;
+    /** The projection's. */
+    projection: string;
+  };
+  /** What its projections are for, of what is fusible. */
   targets?: Target[];
+  /** `layer_norm`, `rms_norm` or `none`. */
   normType: string;
+  /** What is added to the variance or mean square. */
   epsilon: number;
   /** The normalised input is an output as well. */
   emitNorm: boolean;
-  /** Length of the normalised axis, and columns: of all projections, and of each. Absent where weights are computed. */
+  /** Length of the normalised axis; absent where weights are computed, as are the next two. */
   k?: number;
+  /** Columns of all projections. */
   n?: number;
+  /** Columns of each output; their sum is `n`. */
   splits?: number[];
+  /** Element type of input and outputs as ONNX names it; '' where the graph does not say it. */
   activationType: string;
+  /** Element type of the weights as ONNX names it; `computed` where they are no constants. */
   weightType: string;
   /** Bytes of weights, scales and zero points. */
   weightBytes?: number;
+  /** What it costs; absent where rows or weights are not known. */
   cost?: BlockCost;
 }
 
+/** What `inspectModel` found. */
 export interface ModelDescription {
+  /** Path of the model file. */
   file: string;
-  /** Of the model file, and of the files with external data. */
+  /** Length of the model file. */
   bytes: number;
-  externalFiles: { file: string; bytes: number }[];
+  /** Files with external data. */
+  externalFiles: {
+    /** Name relative to the model's folder. */
+    file: string;
+    /** Its length. */
+    bytes: number;
+  }[];
+  /** ModelProto.ir_version. */
   irVersion: number;
   /** Version by domain; ONNX's own is ''. */
   opsets: Record<string, number>;
+  /** ModelProto.producer_name and producer_version; '' where neither is given. */
   producer: string;
+  /** ModelProto.model_version. */
   modelVersion?: number;
+  /** ModelProto.metadata_props. */
   metadata: Record<string, string>;
+  /** Model-local functions, as `domain:name[:overload]`. */
   functions: string[];
+  /** Inputs that a caller gives: those with an initialiser are left out. */
   inputs: ValueDescription[];
+  /** Outputs of the main graph. */
   outputs: ValueDescription[];
   /** Nodes of the main graph by operator. */
   ops: OpCounts;
   /** Initialisers of the main graph by type. */
-  weights: Record<string, { tensors: number; elements: number; bytes: number }>;
+  weights: Record<
+    string,
+    {
+      /** How many there are. */
+      tensors: number;
+      /** Elements of all of them. */
+      elements: number;
+      /** Bytes of all of them. */
+      bytes: number;
+    }
+  >;
+  /** Blocks that are nodes already, in the order of the graphs that hold them, then those that could be. */
   blocks: Block[];
   /** Norms (with the target `linear`, projections too) that `fuse` would leave, and why. */
   refused: Refusal[];
@@ -98,6 +144,8 @@ export interface ModelDescription {
 /**
  * Describes a model. Nothing is written; weights of blocks that are not fused yet are read, as `fuse` would.
  *
+ * @param file path of a model file, with its external data beside it.
+ * @returns interface, operators, weights, and blocks with the FLOPs and bytes that each costs.
  * @throws QkvGemmError `FILE_NOT_FOUND`, `FILE_NOT_READABLE`, `INVALID_MODEL`, `EXTERNAL_DATA`, `INVALID_ARGUMENT`.
  */
 export async function inspectModel(file: string, options: InspectOptions = {}): Promise<ModelDescription> {

@@ -1,5 +1,6 @@
 /** The report of `bench`. */
 import type { BenchReport, ModelTiming } from '../bench/bench.js';
+import { notOnDevice } from '../bench/profile.js';
 import { duration } from '../bench/timing.js';
 import { describeBounds } from '../verify/bounds.js';
 import { latencyChart, opChart } from './charts.js';
@@ -23,10 +24,20 @@ const COLUMNS: Column<ModelTiming>[] = [
   { head: 'of it the model', number: true, cell: ({ memory: m }) => m && megabytes(m.peak - m.before) },
 ];
 
+const elsewhere = (ops: ModelTiming['ops']): string =>
+  notOnDevice(ops)
+    .map(({ op, nodes }) => `${op} ${Math.round(nodes)}`)
+    .join(', ') || 'nothing';
+
 /** Operators in the chart; the table has all. */
 const MOST_OPS = 16;
 
-/** A page with times, their distribution, the share of each operator, and the check of the outputs. */
+/**
+ * A page with times, their distribution, the share of each operator, and the check of the outputs.
+ *
+ * @param report what `benchModels` gave.
+ * @returns HTML that needs nothing else and loads nothing.
+ */
 export function benchHtml(report: BenchReport): string {
   const { machine, provider, devices, inputs, models, ratio, verified } = report;
   const files = models.map(({ file }) => file);
@@ -39,6 +50,9 @@ export function benchHtml(report: BenchReport): string {
   }${facts([
     ['machine', machine],
     ['provider', `${provider}${devices.length > 0 ? `: ${devices.join('; ')}` : ''}`],
+    ...(provider === 'cuda'
+      ? models.map(({ file, ops }) => [`not on the device, in ${file}`, elsewhere(ops)] as const)
+      : []),
     ...inputs.map((input) => [`input ${input.name}`, `${input.type} [${input.dims.join(', ')}]`] as const),
   ])}`;
   const names = [...new Set(models.flatMap(({ ops }) => ops.map(({ op }) => op)))];

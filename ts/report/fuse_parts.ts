@@ -8,6 +8,9 @@ import { drawingOf } from './drawing.js';
 import { graphFigure } from './graph_svg.js';
 import { facts, markup, name, section, table, type Html, type Section } from './html.js';
 
+/** Of the page that has these parts. */
+export const FUSE_TITLE = 'Fused model';
+
 /** Sites that are drawn; models of many layers repeat themselves. */
 const MOST_FUSED = 40;
 const MOST_REFUSED = 40;

@@ -84,8 +84,14 @@ function layout({ nodes, edges }: Drawing): Laid {
 
 const round = (value: number): string => value.toFixed(1);
 
-/** A figure with the drawing, its caption and the buttons that zoom it. */
-export function graphFigure(caption: string, drawing: Drawing): Html {
+/** A drawing that is laid out: elements of an SVG, and its size in pixels. */
+export interface DrawnGraph {
+  content: Html;
+  width: number;
+  height: number;
+}
+
+export function drawGraph(drawing: Drawing): DrawnGraph {
   const laid = layout(drawing);
   const edges = laid.edges.map(({ points, label }, i) => {
     const value = drawing.edges[i]?.value ?? '';
@@ -117,6 +123,12 @@ export function graphFigure(caption: string, drawing: Drawing): Html {
       )}</g
     >`;
   });
+  return { content: markup`${edges}${nodes}`, width: laid.width, height: laid.height };
+}
+
+/** A figure with the drawing, its caption and the buttons that zoom it. */
+export function graphFigure(caption: string, drawing: Drawing): Html {
+  const { content, width, height } = drawGraph(drawing);
   const left = drawing.hidden > 0 ? ` (${drawing.hidden} neighbours left out)` : '';
   return markup`<figure>
     <figcaption>
@@ -133,9 +145,9 @@ export function graphFigure(caption: string, drawing: Drawing): Html {
       role="img"
       preserveAspectRatio="xMidYMin meet"
       aria-label="${caption}: ${drawing.nodes.map(({ op }) => op).join(', ')}"
-      viewBox="0 0 ${round(laid.width)} ${round(laid.height)}"
+      viewBox="0 0 ${round(width)} ${round(height)}"
     >
-      ${edges}${nodes}
+      ${content}
     </svg>
   </figure>`;
 }

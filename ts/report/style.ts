@@ -1,5 +1,7 @@
 /** How reports look: light and dark, on wide and narrow screens, without anything from elsewhere. */
-export const STYLE = `
+
+/** Colours of both schemes. */
+export const COLOURS = `
 :root {
   color-scheme: light dark;
   --page: #fff; --text: #1c2024; --soft: #5b6470; --line: #d5dae0; --panel: #f5f7f9;
@@ -13,7 +15,22 @@ export const STYLE = `
     --site: #17354f; --outside: #262c32; --refused: #4a2320; --focus: #6db3ee;
   }
 }
-* { box-sizing: border-box; }
+`;
+
+/** What is drawn as SVG. */
+export const DRAWN = `
+svg text { fill: var(--text); font: 12px ui-monospace, monospace; }
+.node rect { fill: var(--outside); stroke: var(--line); } .node.inside rect { fill: var(--site); stroke: var(--a); }
+.node.refused rect { fill: var(--refused); stroke: var(--bad); } .node.value rect { fill: var(--page); stroke-dasharray: 4 3; }
+.node .op { font-weight: 700; } .node .more, .edge text { fill: var(--soft); font-size: 10px; }
+.edge text { paint-order: stroke; stroke: var(--page); stroke-width: 4px; }
+.edge path { fill: none; stroke: var(--soft); } .edge .arrow { fill: var(--soft); }
+.axis { stroke: var(--line); } .tick { fill: var(--soft); font-size: 11px; }
+.fa { fill: var(--a); } .fb { fill: var(--b); } .sa { stroke: var(--a); } .sb { stroke: var(--b); }
+.line { fill: none; stroke-width: 2; } .bound { stroke: var(--bad); stroke-dasharray: 5 4; }
+`;
+
+export const STYLE = `${COLOURS}* { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1rem; max-width: 90rem; background: var(--page); color: var(--text);
   font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
 h1 { font-size: 1.5rem; margin: 0 0 .5rem; } h2 { font-size: 1.25rem; margin: 2rem 0 .5rem; }
@@ -37,21 +54,13 @@ td code { white-space: nowrap; } .number { text-align: right; font-variant-numer
 figcaption { font-size: .9rem; color: var(--soft); display: flex; flex-wrap: wrap; gap: .5rem; align-items: center;
   justify-content: space-between; }
 summary { cursor: pointer; padding: .25rem 0; overflow-wrap: anywhere; }
-svg { display: block; width: 100%; height: auto; } svg text { fill: var(--text); font: 12px ui-monospace, monospace; }
+svg { display: block; width: 100%; height: auto; }
 svg.graph { min-height: 20rem; max-height: min(70vh, 36rem); touch-action: none; cursor: grab; }
 figure.chart { overflow-x: auto; } .chart > svg { min-width: 34rem; max-width: 44rem; }
 .tools { display: inline-flex; gap: .25rem; } .tools[hidden] { display: none; }
 button { font: inherit; min-width: 2.25rem; min-height: 2.25rem; border: 1px solid var(--line); border-radius: .375rem;
   background: var(--panel); color: var(--text); }
-.node rect { fill: var(--outside); stroke: var(--line); } .node.inside rect { fill: var(--site); stroke: var(--a); }
-.node.refused rect { fill: var(--refused); stroke: var(--bad); } .node.value rect { fill: var(--page); stroke-dasharray: 4 3; }
-.node .op { font-weight: 700; } .node .more, .edge text { fill: var(--soft); font-size: 10px; }
-.edge text { paint-order: stroke; stroke: var(--page); stroke-width: 4px; }
-.edge path { fill: none; stroke: var(--soft); } .edge .arrow { fill: var(--soft); }
-.axis { stroke: var(--line); } .tick { fill: var(--soft); font-size: 11px; }
-.fa { fill: var(--a); } .fb { fill: var(--b); } .sa { stroke: var(--a); } .sb { stroke: var(--b); }
-.line { fill: none; stroke-width: 2; } .bound { stroke: var(--bad); stroke-dasharray: 5 4; }
 .key { display: inline-block; width: .8em; height: .8em; border-radius: .2em; } .key.a { background: var(--a); } .key.b { background: var(--b); }
 footer { margin-top: 3rem; color: var(--soft); font-size: .875rem; }
 @media print { .tools { display: none; } svg.graph { max-height: none; } }
-`;
+${DRAWN}`;

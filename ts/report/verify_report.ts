@@ -6,7 +6,12 @@ import { differenceParts, differenceTable } from './difference_parts.js';
 import { facts, markup, name, section, type Section } from './html.js';
 import { page } from './page.js';
 
-/** A page with the verdict, each output's difference and histogram, and the values inside where they were compared. */
+/**
+ * A page with the verdict, each output's difference and histogram, and the values inside where they were compared.
+ *
+ * @param report what `verifyModels` gave.
+ * @returns HTML that needs nothing else and loads nothing.
+ */
 export function verifyHtml(report: VerifyReport): string {
   const { a, b, equal, bounds, inputs, seed, outputs, onlyInB, intermediates } = report;
   const beyond = outputs.filter(({ within }) => !within);

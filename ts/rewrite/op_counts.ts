@@ -1,6 +1,7 @@
 /** How many nodes of each operator a graph has. */
 import type { Node } from '../onnx/node.js';
 
+/** Nodes of each operator: `MatMul`, with a domain `com.microsoft.FusedMatMul`. */
 export type OpCounts = Record<string, number>;
 
 /** `MatMul`, `com.microsoft.FusedMatMul`. */

@@ -9,6 +9,7 @@ export type Target = 'qkv' | 'mlp' | 'linear';
 
 export const TARGETS: readonly Target[] = ['qkv', 'mlp', 'linear'];
 
+/** Options of `fuse`. */
 export interface FuseOptions {
   /** Type of the fused weights; `keep` (default) leaves them as they are. */
   dtype?: 'keep' | 'fp16' | 'bf16' | 'int8';

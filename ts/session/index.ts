@@ -24,8 +24,8 @@ export interface QkvGemmLibraryOptions {
 }
 
 /** Values of the session config entry `qkvgemm.tune`. */
-export type TuneMode = (typeof TUNE_MODES)[number];
-const TUNE_MODES = ['off', 'cached', 'on'] as const;
+export type TuneMode = 'off' | 'cached' | 'on';
+const TUNE_MODES: readonly TuneMode[] = ['off', 'cached', 'on'];
 
 /** The session config entry `custom_ops.libraries` holds paths separated by line feeds. */
 const SEPARATOR = '\n';

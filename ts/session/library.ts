@@ -8,7 +8,7 @@ export const CPU_LIBRARY = 'libqkvgemm.so';
 /** The op for CPU and CUDA. */
 export const CUDA_LIBRARY = 'libqkvgemm-cuda.so';
 /** The package's binaries; the last is the session addon. */
-export type Binary = typeof CPU_LIBRARY | typeof CUDA_LIBRARY | 'qkvgemm_session.node';
+export type Binary = 'libqkvgemm.so' | 'libqkvgemm-cuda.so' | 'qkvgemm_session.node';
 
 /** Platforms that there are packages of binaries for, and of the CUDA library. */
 const PLATFORMS = ['linux-x64-gnu', 'linux-arm64-gnu'];
@@ -100,7 +100,14 @@ export function findBinary(name: Binary, given?: string): string {
   );
 }
 
-/** Path of the custom-op library: for the CPU, or with `cuda` the one that serves CPU and CUDA. */
+/**
+ * Path of the custom-op library, for other languages and tools: for the CPU, or with `cuda` the one that serves CPU and CUDA.
+ * The environment variable `QKVGEMM_LIBRARY` names another one.
+ *
+ * @param options `cuda`: the library with kernels for both (default false).
+ * @returns an absolute path.
+ * @throws QkvGemmError `LIBRARY_NOT_FOUND`, with every place that was looked at.
+ */
 export function libraryPath(options: { cuda?: boolean } = {}): string {
   return findBinary(options.cuda ? CUDA_LIBRARY : CPU_LIBRARY);
 }

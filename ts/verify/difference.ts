@@ -7,22 +7,40 @@ import { toFloat32 } from '../rewrite/weights/convert.js';
 export interface Bounds {
   /** For floats: largest difference, as a fraction of the largest magnitude in A's value. */
   maxError?: number;
-  /** As numpy's allclose with A as the reference, for all numbers: |a - b| <= atol + rtol * |a|. */
+  /** As numpy's allclose with A as the reference, for all numbers: |a - b| <= atol + rtol * |a| (default 0). */
   atol?: number;
+  /** For all numbers: the part of |a| that is allowed beside `atol` (default 0). */
   rtol?: number;
 }
 
 /** One element of both values; a bigint is given as a string. */
 export interface ElementPair {
+  /** Position in the tensor, one number for each dimension. */
   index: number[];
+  /** A's element; NaN and Inf are given as strings. */
   a: number | string | null;
+  /** B's element, likewise. */
   b: number | string | null;
 }
 
+/** How far one value of A and the value of the same name of B lie apart. */
 export interface ValueDifference {
+  /** Name of the value, in both graphs. */
   name: string;
-  types: { a: string; b: string };
-  dims: { a: number[]; b: number[] };
+  /** Element types, as ONNX Runtime's JavaScript names them; `none` for a value that is not there. */
+  types: {
+    /** In A. */
+    a: string;
+    /** In B. */
+    b: string;
+  };
+  /** Shapes. */
+  dims: {
+    /** In A. */
+    a: number[];
+    /** In B. */
+    b: number[];
+  };
   /** No element is beyond the bounds, and the shapes are the same. */
   within: boolean;
   /** Why the values cannot be compared element by element, where that is so. */
@@ -40,10 +58,19 @@ export interface ValueDifference {
   /** Of the same: cosine of the angle between both as vectors. */
   cosine: number;
   /** NaN and Inf: how many there are, and at how many places both are not the same. Two NaN count as the same. */
-  notFinite: { a: number; b: number; different: number };
+  notFinite: {
+    /** In A. */
+    a: number;
+    /** In B. */
+    b: number;
+    /** Places where both are not the same, and one of them at least is not finite. */
+    different: number;
+  };
+  /** Elements of A's value. */
   elements: number;
-  /** Elements beyond the bounds, and the first of them. */
+  /** Elements beyond the bounds. */
   beyond: number;
+  /** The first of them, in row-major order; absent where there is none. */
   first?: ElementPair;
   /** Where the difference is largest; absent where there is none. */
   worst?: ElementPair;

@@ -11,6 +11,7 @@ import { float16Bits } from '../rewrite/weights/convert.js';
 export interface InputFile {
   /** The input's name; default: what the file says, else the position among those without a name. */
   name?: string;
+  /** Path of the file. */
   file: string;
 }
 

@@ -9,13 +9,19 @@ import type { Feeds } from './feed_plan.js';
 import { PROTO_TYPES } from './input_files.js';
 import { Runner, type RunnerOptions } from './runner.js';
 
+/** How the values inside two graphs compare. */
 export interface InsideReport {
   /** In A's graph order. */
   values: ValueDifference[];
   /** The first value, in A's graph order, that is beyond the bounds: what is wrong begins there. */
   firstBeyond?: string;
   /** Values of the same name that could not be fetched, and why. */
-  leftOut: { name: string; reason: string }[];
+  leftOut: {
+    /** The value. */
+    name: string;
+    /** What stood in the way. */
+    reason: string;
+  }[];
 }
 
 export interface Side {

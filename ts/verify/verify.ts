@@ -7,9 +7,11 @@ import { DEFAULT_MAX_ERROR, describeBounds, describeDifference } from './bounds.
 import { compareTensors, type Bounds, type ValueDifference } from './difference.js';
 import type { FeedOptions } from './feeds.js';
 import { compareInside, type InsideReport } from './inside.js';
+import { checkProvider } from '../session/provider.js';
 import { firstRun, openOther, openReference, released, runOther } from './pair.js';
 import type { RunnerOptions } from './runner.js';
 
+/** Options of `verifyModels`: inputs, bounds, and how both models are run. */
 export interface VerifyOptions extends FeedOptions, Bounds {
   /** Compare the values of the same name that both graphs have inside as well (default false). */
   intermediates?: boolean;
@@ -17,8 +19,9 @@ export interface VerifyOptions extends FeedOptions, Bounds {
   library?: 'both' | 'a' | 'b' | 'none';
   /** Execution provider (default cpu). */
   provider?: 'cpu' | 'cuda';
-  /** Threads of each session's pool. */
+  /** Threads of each session's pool (default: as many as ONNX Runtime takes, one a physical core). */
   threads?: number;
+  /** Called now and then with `intermediates`, with sums that never fall within a phase. */
   onProgress?: (progress: Progress) => void;
 }
 
@@ -27,18 +30,34 @@ const OPTIONS = [
   'onProgress',
 ] as const; // prettier-ignore
 
+/** What `verifyModels` found. */
 export interface VerifyReport {
+  /** Path of A, the reference. */
   a: string;
+  /** Path of B. */
   b: string;
   /** All of A's outputs are in B, and within the bounds. */
   equal: boolean;
+  /** The bounds that held, defaults filled in. */
   bounds: Bounds;
-  inputs: { name: string; type: string; dims: number[]; generated: boolean }[];
+  /** What both models were fed. */
+  inputs: {
+    /** Name of the graph's input. */
+    name: string;
+    /** Element type, as ONNX Runtime's JavaScript names it: `float32`, `int64`, ... */
+    type: string;
+    /** Sizes of all dimensions. */
+    dims: number[];
+    /** Made from the seed, not given. */
+    generated: boolean;
+  }[];
+  /** Seed of the generated inputs. */
   seed: number;
+  /** Each of A's outputs, in A's order. */
   outputs: ValueDifference[];
   /** Outputs of B that A has not; they are not compared. */
   onlyInB: string[];
-  /** With `intermediates`. */
+  /** With `intermediates`: the values inside. */
   intermediates?: InsideReport;
 }
 
@@ -51,12 +70,14 @@ export interface VerifyReport {
  *   equal, unless `atol` or `rtol` is given.
  * @returns the differences; `equal` is the verdict.
  * @throws QkvGemmError `INVALID_MODEL` where A does not run on such inputs; `CHECK_FAILED` where A does and B does not;
- *   `INVALID_ARGUMENT` for inputs or sizes that do not fit; `UNSUPPORTED_MODEL` for inputs that cannot be generated.
+ *   `INVALID_ARGUMENT` for inputs or sizes that do not fit; `UNSUPPORTED_MODEL` for inputs that cannot be generated;
+ *   `RUNTIME_UNSUPPORTED` where sessions cannot run on the provider, `LIBRARY_NOT_FOUND` where its library is not there.
  */
 export async function verifyModels(a: string, b: string, options: VerifyOptions = {}): Promise<VerifyReport> {
   checkOptions('verify', options, OPTIONS);
   const { library = 'both', provider = 'cpu', threads, seed = 1, intermediates = false } = options;
   const bounds = boundsOf(options);
+  await checkProvider(provider);
   const shared: RunnerOptions = { provider, ...(threads === undefined ? {} : { threads }) };
   const optionsOfA = { ...shared, optimize: false, library: library === 'both' || library === 'a' };
   const optionsOfB = { ...shared, library: library === 'both' || library === 'b' };

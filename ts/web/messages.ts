@@ -23,6 +23,10 @@ export type Answer =
       sections: { id: string; title: string; body: string }[];
       /** The model first; nothing where nothing was fused. */
       made: Made[];
+      /** What `fuse --report` writes. */
+      report: Made;
+      /** Why both cannot be run here, where that is so. */
+      notRun?: string;
       /** External files of the original that the model still needs beside it. */
       needed: string[];
     }

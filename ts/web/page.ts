@@ -18,6 +18,7 @@ const input = (id: string): HTMLInputElement => element(id, HTMLInputElement);
 const files = input('files');
 const dtype = element('dtype', HTMLSelectElement);
 const provider = element('provider', HTMLSelectElement);
+const skipped = element('skip', HTMLTextAreaElement);
 const bar = element('bar', HTMLProgressElement);
 const targets = [...document.querySelectorAll<HTMLInputElement>('input[name=target]')];
 
@@ -57,12 +58,18 @@ const size = (bytes: number): string =>
 
 function options(): FuseOptions {
   const block = input('block');
+  const skip = skipped.value
+    .split('\n')
+    .map((name) => name.trim())
+    .filter((name) => name !== '');
   return {
     dtype: dtype.value as NonNullable<FuseOptions['dtype']>,
     targets: targets.filter(({ checked }) => checked).map(({ value }) => value) as NonNullable<
       FuseOptions['targets']
     >,
     ...(input('activation-quant').checked ? { activationQuant: true } : {}),
+    ...(input('no-fallback').checked ? { fallback: false } : {}),
+    ...(skip.length > 0 ? { skip } : {}),
     ...(block.disabled || block.value === '' ? {} : { int8Block: Number(block.value) }),
   };
 }
@@ -86,6 +93,7 @@ function fuse(): void {
 function choose(list: FileList | null | undefined): void {
   if (!list || list.length === 0) return;
   chosen = [...list];
+  skipped.value = ''; // names of another model's nodes
   div('chosen').textContent = chosen.map((file) => `${file.name} (${size(file.size)})`).join(', ');
   fuse();
 }
@@ -109,7 +117,14 @@ function show(answer: Answer): void {
 }
 
 /** What is put in as markup was escaped where it was made (report/html.ts). */
-function showFused({ head, sections, made, needed }: Extract<Answer, { kind: 'fused' }>): void {
+function showFused({
+  head,
+  sections,
+  made,
+  needed,
+  report,
+  notRun,
+}: Extract<Answer, { kind: 'fused' }>): void {
   div('head').innerHTML = head;
   div('difference').replaceChildren();
   div('report').innerHTML = sections.map(({ body }) => body).join('');
@@ -122,26 +137,29 @@ function showFused({ head, sections, made, needed }: Extract<Answer, { kind: 'fu
       return item;
     }),
   );
-  showDownloads(made, needed);
-  div('run').hidden = made.length === 0;
+  showDownloads(made, needed, report);
+  div('run').hidden = made.length === 0 || notRun !== undefined;
+  div('not-run').textContent = notRun ?? '';
   div('result').hidden = false;
   zoomGraphs();
 }
 
-function showDownloads(made: readonly Made[], needed: readonly string[]): void {
+function showDownloads(made: readonly Made[], needed: readonly string[], report: Made): void {
   for (const link of links) URL.revokeObjectURL(link);
-  links = made.map(({ content }) => URL.createObjectURL(content));
-  const anchors = made.map(({ name, content }, i) => {
+  links = [];
+  const linkTo = ({ name, content }: Made): HTMLAnchorElement => {
     const link = document.createElement('a');
-    link.href = links[i] ?? '';
+    link.href = URL.createObjectURL(content);
+    links.push(link.href);
     link.download = name;
     link.textContent = `Download ${name} (${size(content.size)})`;
     return link;
-  });
+  };
   const note = document.createElement('span');
   const beside = [...made.slice(1).map(({ name }) => name), ...needed];
   if (beside.length > 0) note.textContent = `Keep beside the model: ${beside.join(', ')}.`;
-  div('downloads').replaceChildren(...anchors, note);
+  div('downloads').replaceChildren(...made.map(linkTo), note);
+  div('report-download').replaceChildren(linkTo(report));
 }
 
 /** The bound that `--check` has for weights of this type. */

@@ -4,7 +4,9 @@ import { companionsOf } from '../located_source.js';
 import { checkModelSize, checkResultSize, MAX_PROTOBUF } from '../model_size.js';
 import { concat } from '../onnx/wire.js';
 import type { Progress } from '../progress.js';
-import { fuseParts, LabelledGraph } from '../report/fuse_parts.js';
+import hashes from 'virtual:report-hashes';
+import { FUSE_TITLE, fuseParts, LabelledGraph } from '../report/fuse_parts.js';
+import { pageWith } from '../report/page_markup.js';
 import type { FuseOptions } from '../rewrite/options.js';
 import { freeDataName, rewriteSteps } from '../rewrite_steps.js';
 import { BlobData, FilesSource, readBlob, relativePath } from './files.js';
@@ -22,6 +24,9 @@ export interface Rewritten {
   /** The original and what was made of it; absent where nothing was fused. */
   pair?: { original: LoadedModel; fused: LoadedModel };
 }
+
+const NO_BODY =
+  'Without its function body the fused model needs the library, which browsers do not have: both cannot be run here.';
 
 /** The model among the files. */
 function modelOf(files: readonly File[]): File {
@@ -85,7 +90,7 @@ function rewriteModel(
   const before = new LabelledGraph(bytes, source);
   if (report.fused.length === 0) {
     const { head, sections } = fuseParts({ input, before, report });
-    return { answer: { kind: 'fused', ...plain(head, sections), made: [], needed: [] } };
+    return { answer: { kind: 'fused', ...shown(output, head, sections), made: [], needed: [] } };
   }
   const fused = concat(parts);
   const written = data.finish();
@@ -99,13 +104,15 @@ function rewriteModel(
     bytes: content,
     externalData: locations.map((path) => ({ path, data: all.fileOf(path, path).content })),
   });
+  const answer: Rewritten['answer'] = {
+    kind: 'fused',
+    ...shown(output, head, sections),
+    made: [{ name: output, content: new Blob(parts as Uint8Array<ArrayBuffer>[]) }, ...beside],
+    needed: needed.map(({ location }) => location),
+  };
+  if (options.fallback === false) return { answer: { ...answer, notRun: NO_BODY } };
   return {
-    answer: {
-      kind: 'fused',
-      ...plain(head, sections),
-      made: [{ name: output, content: new Blob(parts as Uint8Array<ArrayBuffer>[]) }, ...beside],
-      needed: needed.map(({ location }) => location),
-    },
+    answer,
     pair: {
       original: loaded(
         input,
@@ -122,10 +129,16 @@ function rewriteModel(
 
 type Parts = ReturnType<typeof fuseParts>;
 
-const plain = (
+/** The parts as the page shows them, and the report as a file. */
+const shown = (
+  output: string,
   head: Parts['head'],
   sections: Parts['sections'],
-): Pick<Rewritten['answer'], 'head' | 'sections'> => ({
+): Pick<Rewritten['answer'], 'head' | 'sections' | 'report'> => ({
+  report: {
+    name: output.replace(/onnx$/, 'html'),
+    content: new Blob([pageWith(hashes, FUSE_TITLE, head, sections)], { type: 'text/html' }),
+  },
   head: head.text,
   sections: sections.map(({ id, title, body }) => ({ id, title, body: body.text })),
 });
