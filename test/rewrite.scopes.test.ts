@@ -1,45 +1,19 @@
 import { expect } from 'chai';
 import fs from 'node:fs';
 import path from 'node:path';
-import * as ort from 'onnxruntime-node';
 import { ModelBuilder, uniform } from '../models/builder.js';
 import { fuseFile } from '../ts/fuse_file.js';
 import { Graph } from '../ts/onnx/graph.js';
 import { DataType } from '../ts/onnx/tensor.js';
 import { concat } from '../ts/onnx/wire.js';
 import { fuseBytes } from '../ts/rewrite/fuse.js';
+import { choice, flag, Prefixed, yes } from './support/branches.js';
 import { testFolder } from './support/command.js';
 import { checkFused, checkRefused, fused } from './support/fused.js';
 import { attend, betaOf, gammaOf, K, layerNorm, N, threeMatMul, weight, xTensor } from './support/layers.js';
 import { spell } from './support/norms.js';
 
 const { bool, int64 } = DataType;
-const flag = (value: boolean): ort.Tensor => new ort.Tensor('bool', [value], []);
-const yes = (m: ModelBuilder): string => m.tensor('yes', bool, [], new Uint8Array([1]));
-
-/** Names of a graph's own get a prefix, so that no two graphs have one in common. */
-class Prefixed extends ModelBuilder {
-  private readonly own = new Set<string>();
-
-  constructor(private readonly prefix: string) {
-    super();
-  }
-
-  override node(...[opType, inputs, outputs, settings = {}]: Parameters<ModelBuilder['node']>): string {
-    const read = inputs.map((name) => (this.own.has(name) ? this.prefix + name : name));
-    const made = outputs.map((name) => this.named(name));
-    return super.node(opType, read, made, { ...settings, name: `${made[0] ?? opType}_node` });
-  }
-
-  override floats(...[name, ...rest]: Parameters<ModelBuilder['floats']>): string {
-    return super.floats(this.named(name), ...rest);
-  }
-
-  private named(name: string): string {
-    this.own.add(name);
-    return this.prefix + name;
-  }
-}
 
 /** An attention layer of `x` with its own weights; its result is the graph's output. */
 function attentionBody(prefix: string, x = 'x', norm = layerNorm): ModelBuilder {
@@ -59,16 +33,6 @@ function borrowingBody(
   m.output(attend(m, names.map((name, i) => m.node('MatMul', [h, name], [['q', 'k', 'v'][i] ?? ''])))); // prettier-ignore
   return m;
 }
-
-/** x [2, 5, K] and a condition into an If of two bodies. */
-function choice(then: ModelBuilder, otherwise: ModelBuilder, more: (m: ModelBuilder) => void = () => undefined): Uint8Array {
-  const m = new ModelBuilder();
-  m.input('x', ['batch', 'sequence', K]);
-  m.input('condition', [], bool);
-  more(m);
-  m.output(m.node('If', ['condition'], ['chosen'], { graphs: { then_branch: then, else_branch: otherwise } }));
-  return m.finish();
-} // prettier-ignore
 
 const outerWeights = (m: ModelBuilder): void => {
   gammaOf(m);

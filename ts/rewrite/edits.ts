@@ -77,7 +77,7 @@ export class GraphEdits {
    * Does anything still read the norm's output, or that with its rows moved? What only passes it on, to nobody, is taken out.
    * The names of rows that are moved before the norm, and of what the node reads, are final then.
    */
-  keepNorm({ norm, moved }: Site, node: BuiltNode): boolean {
+  keepNorm({ norm, moved, outside }: Site, node: BuiltNode): boolean {
     if (!norm) return false;
     const passing = new Set<Node>();
     const values = [norm.output, ...(moved === undefined ? [] : [moved])];
@@ -92,7 +92,9 @@ export class GraphEdits {
     // Backwards: one is dead once those behind it are.
     for (const node of [...passing].reverse())
       if (!node.outputs.some((name) => name !== '' && this.isRead(name))) this.drop(node);
-    return moved === undefined ? this.isRead(norm.output) : this.keepMoved(moved, node);
+    if (moved !== undefined) return this.keepMoved(moved, node);
+    // What else reads a norm of a graph around reads it as before.
+    return !outside && this.isRead(norm.output);
   }
 
   /** Others that read what the projections read get it from the node, normalised, under the same name. */
@@ -164,10 +166,11 @@ export class GraphEdits {
    *
    * @param normSlot the function has the output `norm`, used or not.
    */
-  insert({ norm, projections, moved }: Site, node: BuiltNode, normSlot: boolean, overload: string): void {
+  insert(site: Site, node: BuiltNode, normSlot: boolean, overload: string): void {
+    const { norm, projections, moved } = site;
     const { graph } = this.index;
-    const start = norm && (this.index.producers.get(norm.output) ?? norm.node);
-    const place = moved === undefined ? (start ?? projections[0]?.nodes[0]) : this.index.readers(moved)[0];
+    const start = norm && !site.outside && (this.index.producers.get(norm.output) ?? norm.node);
+    const place = moved === undefined ? start || projections[0]?.nodes[0] : this.index.readers(moved)[0];
     if (!place) throw new TypeError('a site without nodes');
     const normOutput = norm && node.report.emitNorm ? (moved ?? norm.output) : '';
     for (const { home, parts } of node.initializers) home.graph.addInitializer(parts);
@@ -206,7 +209,7 @@ export class GraphEdits {
     if (normOutput !== '') this.newReads.add(normOutput);
     if (norm?.sum)
       for (const bytes of this.sumOf(norm.sum, node, moved !== undefined))
-        graph.insertNode(start ?? place, bytes);
+        graph.insertNode(start || place, bytes);
     for (const bytes of [message, ...after]) graph.insertNode(place, bytes);
     this.added.push({ domain: DOMAIN, opType: OP });
   }
@@ -246,6 +249,7 @@ export class GraphEdits {
     const { graph } = this.index;
     const queue = [...this.held.values()].flat().flatMap((inner) => inner.clean());
     queue.push(...[...this.removed].flatMap((node) => node.inputs));
+    for (const [node, names] of this.redirected) queue.push(...node.inputs.filter((name) => names.has(name)));
     const freed = new Set<string>();
     for (let name = queue.pop(); name !== undefined; name = queue.pop()) {
       if (name === '' || this.isRead(name)) continue;

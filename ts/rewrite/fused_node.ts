@@ -9,7 +9,7 @@ import type { Names } from './names.js';
 import type { FuseOptions } from './options.js';
 import type { FusedSite, Refusal, WeightType } from './report.js';
 import type { Projection } from './projections/projection.js';
-import { nodesOf, refusal, type Site } from './site.js';
+import { headOf, nodesOf, refusal, type Site } from './site.js';
 import { carryQuantized } from './weights/carry.js';
 import {
   assembleWeights,
@@ -78,10 +78,9 @@ export function buildNode(
   whole: Site,
 ): { node: BuiltNode; site: Site; refused: Refusal[] } | Refusal {
   const { index, names } = context;
-  const head = whole.norm?.node ?? whole.projections[0]?.node;
-  const rule = whole.norm?.rule ?? whole.projections[0]?.rule ?? '';
-  if (!head) throw new TypeError('a site without nodes');
-  const name = names.unique(`${head.name || (whole.norm?.output ?? whole.projections[0]?.output)}/${OP}`);
+  const { node: head, rule } = headOf(whole);
+  const value = whole.norm && !whole.outside ? whole.norm.output : whole.projections[0]?.output;
+  const name = names.unique(`${head.name || value}/${OP}`);
   const refused: Refusal[] = [];
   for (let site = whole; ;) {
     const node = build(context, site, name, head);

@@ -11,8 +11,12 @@ import { rankOf } from './shapes.js';
 
 /** A norm and projections of its result, or projections of one value. */
 export interface Site {
+  /** The graph that the projections stand in, and now the node. */
+  index: GraphIndex;
   /** Absent where the projections read a value as it is. */
   norm: Norm | undefined;
+  /** The norm stands in a graph around `index`. It stays where others read it, and goes with the values that nobody reads. */
+  outside?: boolean;
   /** What the node reads; with `norm.sum`, the first of its terms. */
   input: string;
   /** The value that the projections read, and now the node, where other nodes move the rows of the norm's result: rows.ts. */
@@ -26,8 +30,15 @@ export interface Site {
 }
 
 /** The nodes that a site's node replaces. */
-export function nodesOf({ norm, projections }: Site): Node[] {
-  return [...(norm?.nodes ?? []), ...projections.flatMap((p) => p.nodes)];
+export function nodesOf({ norm, outside, projections }: Site): Node[] {
+  return [...(norm && !outside ? norm.nodes : []), ...projections.flatMap((p) => p.nodes)];
+}
+
+/** The node of its graph that a site is named after, and the rule that reports name. */
+export function headOf({ norm, outside, projections: [first] }: Site): { node: Node; rule: string } {
+  const node = norm && !outside ? norm.node : first?.node;
+  if (!node) throw new TypeError('a site without nodes');
+  return { node, rule: norm?.rule ?? first?.rule ?? '' };
 }
 
 export function refusal(index: GraphIndex, node: Node, rule: string, failure: Failure): Refusal {
