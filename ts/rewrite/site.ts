@@ -7,6 +7,7 @@ import type { Norm } from './norms/norm.js';
 import type { Target } from './options.js';
 import type { Projection } from './projections/projection.js';
 import type { Refusal } from './report.js';
+import type { Moved } from './rows.js';
 import { rankOf } from './shapes.js';
 
 /** A norm and projections of its result, or projections of one value. */
@@ -21,6 +22,8 @@ export interface Site {
   input: string;
   /** The value that the projections read, and now the node, where other nodes move the rows of the norm's result: rows.ts. */
   moved?: string | undefined;
+  /** Casts that went with what moves them. */
+  recast?: Moved['recast'];
   projections: Projection[];
   targets: Target[];
   /** Those of the projections that lead to attention. */
@@ -30,8 +33,12 @@ export interface Site {
 }
 
 /** The nodes that a site's node replaces. */
-export function nodesOf({ norm, outside, projections }: Site): Node[] {
-  return [...(norm && !outside ? norm.nodes : []), ...projections.flatMap((p) => p.nodes)];
+export function nodesOf({ norm, outside, recast, projections }: Site): Node[] {
+  return [
+    ...(norm && !outside ? norm.nodes : []),
+    ...(recast?.casts ?? []),
+    ...projections.flatMap((p) => p.nodes),
+  ];
 }
 
 /** The node of its graph that a site is named after, and the rule that reports name. */

@@ -4,6 +4,7 @@ import type { Node } from '../onnx/node.js';
 import { chooseCompatible } from './compatible.js';
 import { findConstant } from './constants.js';
 import type { GraphIndex } from './graph_index.js';
+import { isNarrow } from './folded.js';
 import { attentionBehind, groupByAttention } from './grouping.js';
 import { findLinear } from './linear.js';
 import { fail, type Failure, type Match } from './match.js';
@@ -16,11 +17,9 @@ import type { Projection } from './projections/projection.js';
 import { withSplit } from './projections/split.js';
 import { unflattened } from './projections/unflatten.js';
 import type { Refusal } from './report.js';
-import { movedRows } from './rows.js';
+import { movedRows, type Moved } from './rows.js';
 import { checkOpset, checkRank, nodesOf, refusal, type Site } from './site.js';
 import { graphsWithin, misplaced, type Aliases } from './within.js';
-
-const NARROW = new Set<number>([DataType.float16, DataType.bfloat16]);
 
 /** Norms whose result has the type of their scale, which need not be their input's. */
 const RETYPING = new Set(['RMSNormalization', 'SimplifiedLayerNormalization']);
@@ -161,11 +160,11 @@ function siteOf(
   keep: ReadonlySet<Node>,
 ): { site: Site; refused: Refusal[] } | Failure | undefined {
   let { projections, misses } = projectionsOf(index, aliases, keep);
-  const moved = projections.length === 0 && aliases.has(norm.output) ? movedBy(index, norm) : undefined;
+  const moved = projections.length === 0 && aliases.has(norm.output) ? movedBy(index, norm, wide) : undefined;
   if (moved?.ok)
     ({ projections, misses } = projectionsOf(
       index,
-      aliasesOf(index, new Map([[moved.value, undefined]]), wide),
+      aliasesOf(index, new Map([[moved.value.value, moved.value.recast?.to]]), wide),
       keep,
     ));
   else if (moved) return misses[0]?.failure ?? moved;
@@ -194,7 +193,7 @@ function siteOf(
   const toAttention = new Set(qkv ? largest : []);
   const choice = chooseCompatible(index, norm, group, stated, toAttention);
   if ('reason' in choice) return choice;
-  const input = moved?.value ?? norm.input;
+  const input = moved?.value.value ?? norm.input;
   const unranked = checkRank(index, input);
   if (unranked) return unranked;
   const attention = new Set(choice.projections.filter((p) => toAttention.has(p)).map((p) => p.node));
@@ -214,7 +213,8 @@ function siteOf(
     index,
     norm,
     input,
-    moved: moved?.value,
+    moved: moved?.value.value,
+    recast: moved?.value.recast,
     projections: choice.projections.map((p) => withSplit(index, unflattened(index, p, shaped), input)),
     targets: [
       ...(attention.size > 0 ? (['qkv'] as const) : []),
@@ -270,14 +270,16 @@ function projectionAt(
 }
 
 /** The value that projections read behind nodes that move the rows of a norm's result. */
-function movedBy(index: GraphIndex, norm: Norm): Match<string> | undefined {
+function movedBy(index: GraphIndex, norm: Norm, wide: boolean): Match<Moved> | undefined {
   const k = norm.gamma?.tensor.count ?? index.dimsOf(norm.input)?.at(-1) ?? -1;
   // A sum that has no name yet is there only for the node itself.
   if (k <= 1 || norm.sum?.output === '') return undefined;
-  return movedRows(index, norm, k, (start, value) => {
-    const quantized = start.is('DynamicQuantizeLinear') ? (start.outputs[0] ?? '') : undefined;
-    const readers = quantized === undefined ? [start] : index.readers(quantized);
-    const found = readers.map((reader) => projectionAt(index, reader, quantized ?? value)?.match);
+  return movedRows(index, norm, k, wide, (start, value) => {
+    // Products read what these make of the rows; see `aliasesOf`.
+    const narrows = wide && index.typeOf(value) === DataType.float && isNarrow(index.castTo(start));
+    const made = narrows || start.is('DynamicQuantizeLinear') ? start.outputs[0] : undefined;
+    const readers = made === undefined ? [start] : index.readers(made);
+    const found = readers.map((reader) => projectionAt(index, reader, made ?? value)?.match);
     return found.flatMap((match) => (match?.ok ? [match.value.k] : []))[0];
   });
 }
@@ -297,8 +299,8 @@ function aliasesOf(index: GraphIndex, from: Aliases, wide: boolean): Aliases {
       // Integer products read what DynamicQuantizeLinear makes; their rules look at it.
       const passes = reader.is('Identity') || (reader.is('Dropout') && dropsNothing(index, reader));
       if (passes || reader.is('DynamicQuantizeLinear')) values.set(output, narrowed);
-      const to = index.castTo(reader) ?? 0;
-      if (wide && narrowed === undefined && NARROW.has(to)) values.set(output, to);
+      const to = index.castTo(reader);
+      if (wide && narrowed === undefined && isNarrow(to)) values.set(output, to);
     }
   }
   return values;
