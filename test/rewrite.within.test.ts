@@ -5,7 +5,7 @@ import { Graph } from '../ts/onnx/graph.js';
 import { DataType } from '../ts/onnx/tensor.js';
 import { fuseBytes } from '../ts/rewrite/fuse.js';
 import type { FuseOptions } from '../ts/rewrite/options.js';
-import { choice, flag, Prefixed, yes } from './support/branches.js';
+import { BodyBuilder, choice, flag, Prefixed, yes } from './support/branches.js';
 import { checkFused, checkRefused, type Check } from './support/fused.js';
 import { attend, K, layerNorm, threeMatMul, weight, xTensor } from './support/layers.js';
 import { spell } from './support/norms.js';
@@ -154,12 +154,7 @@ describe('projections in the branches of an If, of a norm outside', () => {
   }); // prettier-ignore
 
   it('in a function', async () => {
-    class Body extends Prefixed {
-      override floats(...[name, dims, values, type]: Parameters<ModelBuilder['floats']>): string {
-        return this.constant(name, dims, values, type);
-      }
-    }
-    const body = new Body('');
+    const body = new BodyBuilder();
     layerNorm(body, 'x');
     body.node('If', ['condition'], ['chosen'], { graphs: { then_branch: projecting('a_'), else_branch: projecting('b_') } });
     const m = new ModelBuilder({ [domain]: 1 });

@@ -77,10 +77,27 @@ export function checkOpset({ opset, scope, model }: GraphIndex): Failure | undef
 
 /**
  * In a function, types cannot be stated, and of an input without known rank the op's shape inference says nothing: such a
- * model would not load with the library.
+ * model would not load with the library. Nor would one with the op in the body of a SequenceMap: ONNX Runtime (1.29) makes
+ * a Loop of it and loses what is stated there.
  */
 export function checkRank(index: GraphIndex, input: string): Failure | undefined {
+  const map = sequenceMapAround(index);
+  if (map) {
+    const reason = `it is in the body of SequenceMap '${map.label}', of which ONNX Runtime makes a Loop that states no types; the fused op needs them`;
+    return { ok: false, reason, at: map };
+  }
   if (!index.inFunction || rankOf(index, input) !== undefined) return undefined;
   const reason = `how many dimensions its input '${input}' has is not known; in a function, ONNX Runtime needs to know`;
   return { ok: false, reason };
+}
+
+/** The SequenceMap in whose body a graph is, or a call of the function that it belongs to. */
+function sequenceMapAround(index: GraphIndex, seen = new Set<GraphIndex>()): Node | undefined {
+  if (seen.has(index)) return undefined;
+  seen.add(index);
+  for (const { index: around, node } of index.users) {
+    const found = node.is('SequenceMap') ? node : sequenceMapAround(around, seen);
+    if (found) return found;
+  }
+  return undefined;
 }
