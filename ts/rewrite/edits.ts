@@ -211,7 +211,8 @@ export class GraphEdits {
     const normOutput = norm && node.report.emitNorm ? cast(moved ?? norm.output, site.recast?.to) : '';
     const [first = '', ...further] = results;
     const y = first === '' ? this.names.unique(`${node.name}.y`) : first; // the op's first output always has a name
-    const outputs = normSlot || further.length > 0 ? [y, normOutput, ...further] : [y];
+    const absent = Array<string>(node.splits.length - results.length).fill('');
+    const outputs = normSlot || node.splits.length > 1 ? [y, normOutput, ...further, ...absent] : [y];
     // Where the input's rank is not known, the op cannot say its outputs' type: see ops/shape_inference.cc.
     for (const output of outputs) if (output !== '') graph.addType(output, node.variant.type);
     const message = encodeBuilt(node, outputs, overload);

@@ -14,6 +14,7 @@ import { buildNode, type BuiltNode } from './fused_node.js';
 import { generatedNames } from './generated_names.js';
 import { Names } from './names.js';
 import { countOps, opName } from './op_counts.js';
+import { toOneVariant } from './one_variant.js';
 import { targetsOf, type FuseOptions } from './options.js';
 import type { FuseReport, Refusal } from './report.js';
 import { scopesOf, type Scope } from './scopes.js';
@@ -129,6 +130,8 @@ export function* fuseSteps(
     yield { done, total };
   }
   if (fallback) {
+    const all = built.map(({ scope: { index }, node }) => ({ index, node }));
+    if (!toOneVariant(all, names)) toOneVariant(all.filter(({ index }) => index.inFunction), names); // prettier-ignore
     const nested = oneVariantInFunctions(built);
     built = built.filter((one) => !nested.others.includes(one));
     refused.push(...nested.refused);

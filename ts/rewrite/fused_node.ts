@@ -34,6 +34,8 @@ export interface BuiltNode {
   inputs: string[];
   transposed: boolean;
   activationQuant: boolean;
+  /** The attribute: columns of each output, and zeros for outputs that only other nodes have: see one_variant.ts. */
+  splits: number[];
   variant: Omit<Variant, 'norm'>;
   report: FusedSite;
   /** TensorProto bytes, in parts, and the graph that they go into. */
@@ -195,6 +197,7 @@ function build(
     transposed: weights.value.transposed,
     activationQuant,
     initializers,
+    splits: [...splits],
     variant: {
       normType: norm?.normType ?? 'none',
       splits: splits.length,
@@ -264,7 +267,7 @@ export function encodeBuilt(node: BuiltNode, outputs: readonly string[], overloa
       encodeAttribute('norm_type', { string: node.variant.normType }),
       encodeAttribute('epsilon', { float: node.report.epsilon }),
       encodeAttribute('transposed', { integer: node.transposed ? 1 : 0 }),
-      encodeAttribute('splits', { integers: node.report.splits }),
+      encodeAttribute('splits', { integers: node.splits }),
       encodeAttribute('emit_norm', { integer: node.report.emitNorm ? 1 : 0 }),
       encodeAttribute('activation_quant', { integer: node.activationQuant ? 1 : 0 }),
     ],
