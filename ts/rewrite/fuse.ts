@@ -131,7 +131,8 @@ export function* fuseSteps(
   }
   if (fallback) {
     const all = built.map(({ scope: { index }, node }) => ({ index, node }));
-    if (!toOneVariant(all, names)) toOneVariant(all.filter(({ index }) => index.inFunction), names); // prettier-ignore
+    const inFunctions = all.filter(({ index }) => index.inFunction);
+    if (!toOneVariant(all, names)) toOneVariant(inFunctions, names);
     const nested = oneVariantInFunctions(built);
     built = built.filter((one) => !nested.others.includes(one));
     refused.push(...nested.refused);

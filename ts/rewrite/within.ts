@@ -1,7 +1,8 @@
 /**
  * Projections that stand in another graph than their norm: in the branches of an If, mostly, that read its result from around
  * them. A branch runs at most once for each time that the norm does, so that the node in it may normalise by itself; in the
- * body of a Loop or Scan it would do so in every round, which the norm outside does once.
+ * body of a Loop or Scan it would do so in every round, which the norm outside does once. Where the norm stays for others, its
+ * rows are normalised twice: work of M K beside the product's M K N, which the node saves by one product in place of several.
  *
  * Source: ONNX IR specification, "Names Within a Graph": a subgraph reads the values of the graphs around it, unless it
  * has one of the same name.
