@@ -2,6 +2,7 @@ import { expect } from 'chai';
 import { uniform, type ModelBuilder } from '../models/builder.js';
 import { worstDifference } from '../scripts/bench/difference.js';
 import { DataType } from '../ts/onnx/tensor.js';
+import { fuseBytes } from '../ts/rewrite/fuse.js';
 import type { FuseOptions } from '../ts/rewrite/options.js';
 import { withQkvGemm } from '../ts/session/index.js';
 import { checkFused, checkRefused, fused } from './support/fused.js';
@@ -141,6 +142,14 @@ describe('rows that are moved and cast to 16 bits between a norm in float32 and 
     expect(report.fused[0]?.emitNorm).to.equal(true);
     const maker = model.graph.nodes.find(({ outputs }) => outputs.includes('moved'));
     expect(maker?.opType).to.equal('Cast');
+  });
+
+  it('a Cast that is to stay keeps the rest from being fused', () => {
+    const { report } = fuseBytes(mixed(castFirst), { skip: ['low_node'] });
+    expect(report.fused).to.deep.equal([]);
+    expect(report.refused.map(({ reason, at }) => [reason, at])).to.deep.equal([
+      ['a Cast of its rows is to stay as it is (skip)', 'low_node'],
+    ]);
   });
 
   it('who asks for the shape of the cast rows asks what the norm read', async () => {

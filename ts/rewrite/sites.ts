@@ -168,6 +168,8 @@ function siteOf(
       keep,
     ));
   else if (moved) return misses[0]?.failure ?? moved;
+  const kept = moved?.value.recast?.casts.find((node) => keep.has(node));
+  if (kept) return fail('a Cast of its rows is to stay as it is (skip)', kept);
   if (projections.length === 0) return misses[0]?.failure;
   if (projections.length > MAX_PROJECTIONS)
     return fail(`its output feeds ${projections.length} projections, more than ${MAX_PROJECTIONS}`);
