@@ -63,6 +63,16 @@ describe('qkvgemm', () => {
       ['fuse', 'model.onnx', '--dtype', 'int8', '--int8-block', 'x'],
       /expected a number from 1 to/,
     ],
+    [
+      'a block of too few rows',
+      ['fuse', 'model.onnx', '--dtype', 'int8', '--int8-block', '7'],
+      /--int8-block is 7, expected 8/,
+    ],
+    [
+      'a block of weights that do not become int8',
+      ['fuse', 'model.onnx', '--int8-block', '64'],
+      /--dtype is keep: add --dtype int8/,
+    ],
     ['a wrong dtype', ['fuse', 'model.onnx', '--dtype', 'fp8'], /'fp8' is invalid.*keep, fp16, bf16, int8/],
     ['three files', ['fuse', 'a', 'b', 'c'], /too many arguments/],
     ['two outputs', ['fuse', 'a', 'b.onnx', '-o', 'c.onnx'], /'b.onnx' and 'c.onnx'/],

@@ -15,7 +15,7 @@ import { Model } from '../ts/onnx/model.js';
 import { DataType } from '../ts/onnx/tensor.js';
 import { writeAttentionModel } from './support/attention.js';
 import { filesIn, qkvgemm, testFolder } from './support/command.js';
-import { attend, K, layerNorm, threeMatMul } from './support/layers.js';
+import { attend, K, layer, layerNorm, N, threeMatMul } from './support/layers.js';
 
 describe('qkvgemm fuse --dry-run with external data', () => {
   const folder = testFolder();
@@ -89,13 +89,30 @@ describe('qkvgemm fuse --activation-quant', () => {
 
   it('needs int8 weights, and says so', () => {
     const model = writeAttentionModel(folder());
-    const wrong = qkvgemm(['fuse', model, '--activation-quant']);
-    expect(wrong.code).to.equal(1);
-    expect(wrong.stderr).to.match(/for int8 weights.*--dtype int8.*--activation-quant/);
-    expect(filesIn(folder())).to.deep.equal(['model.onnx']);
+    for (const dtype of ['keep', 'fp16', 'bf16']) {
+      const wrong = qkvgemm(['fuse', model, '--activation-quant', '--dtype', dtype]);
+      expect(wrong.code, dtype).to.equal(1);
+      expect(wrong.stderr).to.match(/for int8 weights.*--dtype int8.*--activation-quant/);
+      expect(filesIn(folder())).to.deep.equal(['model.onnx']);
+    }
     const right = qkvgemm(['fuse', model, '--activation-quant', '--dtype', 'int8', '--check']);
     expect(right.code, right.stderr).to.equal(0);
     expect(right.stdout).to.contain('int8, int8 rows');
+  });
+
+  it('is of use to a model whose weights are integers, whatever --dtype says: what it needs is in the model', () => {
+    const model = path.join(folder(), 'integers.onnx');
+    const integers = (m: ModelBuilder, h: string): string[] =>
+      ['q', 'k', 'v'].map((name, i) => {
+        const values = Int8Array.from(uniform(K * N, 120, 70 + i));
+        const q = m.tensor(`i_${name}`, DataType.int8, [K, N], new Uint8Array(values.buffer));
+        const w = m.node('DequantizeLinear', [q, m.floats(`s_${name}`, [], [0.01])], [`w_${name}`]);
+        return m.node('MatMul', [h, w], [name]);
+      });
+    fs.writeFileSync(model, layer({ project: integers }));
+    const { code, stderr, stdout } = qkvgemm(['fuse', model, '--activation-quant', '--dtype', 'fp16']);
+    expect(code, stderr).to.equal(0);
+    expect(stdout).to.contain('int8, int8 rows');
   });
 });
 

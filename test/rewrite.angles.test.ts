@@ -108,6 +108,45 @@ describe('products whose result is an angle', () => {
       m.output(turning(m));
       return m.finish();
     }],
+    'in the next round of the Loop in which the product is': ['wave_node', () => {
+      const body = new ModelBuilder();
+      body.input('i', [], DataType.int64);
+      body.input('go', [], DataType.bool);
+      body.input('angles', [2, 5, N]);
+      body.output(body.node('Identity', ['go'], ['go_on']), [], DataType.bool);
+      body.output(product(body, 'x', 'next'), [2, 5, N]);
+      body.output(turning(body), [2, 5, N]);
+      const m = new ModelBuilder();
+      m.input('x', [2, 5, K]);
+      const start = m.floats('start', [2, 5, N], new Float32Array(10 * N));
+      const yes = m.tensor('yes', DataType.bool, [], new Uint8Array([1]));
+      m.node('Loop', [m.integers('trips', [], [2]), yes, start], ['last', 'waves'], { graphs: { body } });
+      m.output('waves');
+      return m.finish();
+    }],
+    'in the next round of the Scan in which the product is': ['wave_node', () => {
+      const body = new ModelBuilder();
+      body.input('angles', [5, N]);
+      body.input('part', [5, K]);
+      body.output(product(body, 'part', 'next'), [5, N]);
+      body.output(turning(body), [5, N]);
+      const m = new ModelBuilder();
+      const x = m.input('x', [2, 5, K]);
+      const start = m.floats('start', [5, N], new Float32Array(5 * N));
+      m.node('Scan', [start, x], ['last', 'waves'], { attributes: { num_scan_inputs: { integer: 1 } }, graphs: { body } });
+      m.output('waves');
+      return m.finish();
+    }],
+    'in a SequenceMap, of a product outside': ['wave_node', () => {
+      const body = new ModelBuilder();
+      body.input('angles', [5, N]);
+      body.output(turning(body), [5, N]);
+      const m = new ModelBuilder();
+      const products = m.node('SequenceConstruct', [product(m, m.input('x', [5, K]), 'one')], ['parts']);
+      m.node('SequenceMap', [products], ['waves'], { graphs: { body } });
+      m.output(m.node('ConcatFromSequence', ['waves'], ['y'], { attributes: { axis: { integer: 0 } } }));
+      return m.finish();
+    }],
   }; // prettier-ignore
   for (const [what, [label, build]] of Object.entries(apart))
     it(`of which the sine is taken ${what}: refused`, () => {
@@ -115,6 +154,22 @@ describe('products whose result is an angle', () => {
       expect(report.fused).to.deep.equal([]);
       expect(report.refused.map((refusal) => refusal.reason)).to.deep.equal([reason(label)]);
     });
+
+  it('what a Loop or Scan carries and never takes the sine of is none', async () => {
+    const body = new ModelBuilder();
+    body.input('state', [5, N]);
+    body.input('part', [5, K]);
+    body.output(body.node('Add', [product(body, 'part', 'one'), 'state'], ['next']), [5, N]);
+    body.output(body.node('Sin', [body.node('Relu', ['state'], ['positive'])], ['wave']), [5, N]);
+    const m = new ModelBuilder();
+    const x = m.input('x', [2, 5, K]);
+    const start = m.floats('start', [5, N], new Float32Array(5 * N));
+    const attributes = { num_scan_inputs: { integer: 1 } };
+    m.node('Scan', [start, x], ['last', 'waves'], { attributes, graphs: { body } });
+    m.output('last');
+    m.output('waves');
+    await checkFused(m.finish(), { options: LINEAR });
+  });
 
   it('what a wave is multiplied by is no angle, as in rotary attention', async () => {
     const wave = (m: ModelBuilder, q: string): string =>

@@ -5,16 +5,10 @@ import { FUNCTION_DOMAIN as domain, functionOf, type FunctionSettings } from '..
 import { encodeAttribute, encodeNode } from '../ts/onnx/node.js';
 import { DataType } from '../ts/onnx/tensor.js';
 import { fuseBytes } from '../ts/rewrite/fuse.js';
+import { BodyBuilder } from './support/branches.js';
 import { checkFused, checkRefused, fused } from './support/fused.js';
 import { attend, K, layerNorm, N, threeMatMul, weightValues, xTensor } from './support/layers.js';
 import { spell } from './support/norms.js';
-
-/** Constants are nodes: a function has no initialisers. */
-class BodyBuilder extends ModelBuilder {
-  override floats(...[name, dims, values, type]: Parameters<ModelBuilder['floats']>): string {
-    return this.constant(name, dims, values, type);
-  }
-}
 
 type Norm = (m: ModelBuilder, x: string) => string;
 

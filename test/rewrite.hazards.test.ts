@@ -144,3 +144,34 @@ describe('models that are out of the ordinary', () => {
     expect(model.graph.initializers.has('w'), 'the shared weight has no reader left').to.equal(false);
   });
 });
+
+describe('a Cast of float32 to itself between two norms', () => {
+  /** A norm, the Cast, attention behind it, and an MLP behind a second norm of the same value. */
+  const twoNorms = (second: (m: ModelBuilder, x: string) => string, rms: boolean): Uint8Array =>
+    layer({
+      norm: (m, x) => {
+        const attributes = { to: { integer: DataType.float } };
+        const h = m.node('Cast', [spell(m, x, rms)], ['same'], { attributes });
+        m.output(m.node('Relu', [m.node('MatMul', [second(m, h), weight(m, 'w_up', 7)], ['up'])], ['relu']));
+        return h;
+      },
+    });
+  const scale = (m: ModelBuilder): string => m.floats('gamma_2', [K], weightValues(K, 9));
+  const SECOND: Record<string, (m: ModelBuilder, x: string) => string> = {
+    LayerNormalization: (m, x) => m.node('LayerNormalization', [x, scale(m)], ['second']),
+    SimplifiedLayerNormalization: (m, x) => m.node('SimplifiedLayerNormalization', [x, scale(m)], ['second']),
+  };
+  for (const [what, second] of Object.entries(SECOND))
+    for (const rms of [false, true])
+      it(`${rms ? 'RMSNorm' : 'LayerNorm'}, then ${what} and a Cast back: it reads what the first gives`, async () => {
+        // The second has a Cast behind it as well, which is what makes the rule look for one before it.
+        const cast = (m: ModelBuilder, x: string): string =>
+          m.node('Cast', [second(m, x)], ['back'], { attributes: { to: { integer: DataType.float } } });
+        const { nodes } = await checkFused(twoNorms(cast, rms), {
+          count: 2,
+          options: { targets: ['qkv', 'mlp'] },
+        });
+        expect(nodes[0]?.outputs[1]).to.equal('same');
+        expect(nodes[1]?.inputs[0]).to.equal('same');
+      });
+});

@@ -231,9 +231,15 @@ describe('weights behind DequantizeLinear', () => {
           m.node('LayerNormalization', [x, vector(m, 'g', K, 0.01), vector(m, 'b', K, 0.01)], ['h']),
       },
     );
-    const { report, ops } = await checkFused(original, { inputs: inputOf(K) });
+    const { report, ops, bytes } = await checkFused(original, { inputs: inputOf(K) });
     expect(report.fused[0]?.rules.projection).to.equal('dequantize+matmul+add');
     expect(ops).to.not.include('DequantizeLinear');
+    // A Buffer, as readFile gives it, is part of a larger piece of memory, at any address.
+    for (const before of [3, 4]) {
+      const pool = Buffer.alloc(before + original.length, 0x55);
+      pool.set(original, before);
+      expect(Buffer.compare(fuseBytes(pool.subarray(before)).model, bytes), `at ${before}`).to.equal(0);
+    }
   });
 
   const weights = weightsFor({ scales: 'columns' });

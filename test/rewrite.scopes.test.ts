@@ -1,80 +1,29 @@
 import { expect } from 'chai';
 import fs from 'node:fs';
 import path from 'node:path';
-import * as ort from 'onnxruntime-node';
 import { ModelBuilder, uniform } from '../models/builder.js';
+import { FUNCTION_DOMAIN as domain, functionOf } from '../models/functions.js';
 import { fuseFile } from '../ts/fuse_file.js';
 import { Graph } from '../ts/onnx/graph.js';
 import { DataType } from '../ts/onnx/tensor.js';
 import { concat } from '../ts/onnx/wire.js';
 import { fuseBytes } from '../ts/rewrite/fuse.js';
+import {
+  attentionBody,
+  BodyBuilder,
+  borrowingBody,
+  choice,
+  flag,
+  outerWeights,
+  Prefixed,
+  yes,
+} from './support/branches.js';
 import { testFolder } from './support/command.js';
 import { checkFused, checkRefused, fused } from './support/fused.js';
 import { attend, betaOf, gammaOf, K, layerNorm, N, threeMatMul, weight, xTensor } from './support/layers.js';
 import { spell } from './support/norms.js';
 
 const { bool, int64 } = DataType;
-const flag = (value: boolean): ort.Tensor => new ort.Tensor('bool', [value], []);
-const yes = (m: ModelBuilder): string => m.tensor('yes', bool, [], new Uint8Array([1]));
-
-/** Names of a graph's own get a prefix, so that no two graphs have one in common. */
-class Prefixed extends ModelBuilder {
-  private readonly own = new Set<string>();
-
-  constructor(private readonly prefix: string) {
-    super();
-  }
-
-  override node(...[opType, inputs, outputs, settings = {}]: Parameters<ModelBuilder['node']>): string {
-    const read = inputs.map((name) => (this.own.has(name) ? this.prefix + name : name));
-    const made = outputs.map((name) => this.named(name));
-    return super.node(opType, read, made, { ...settings, name: `${made[0] ?? opType}_node` });
-  }
-
-  override floats(...[name, ...rest]: Parameters<ModelBuilder['floats']>): string {
-    return super.floats(this.named(name), ...rest);
-  }
-
-  private named(name: string): string {
-    this.own.add(name);
-    return this.prefix + name;
-  }
-}
-
-/** An attention layer of `x` with its own weights; its result is the graph's output. */
-function attentionBody(prefix: string, x = 'x', norm = layerNorm): ModelBuilder {
-  const m = new Prefixed(prefix);
-  m.output(attend(m, threeMatMul(m, norm(m, x))));
-  return m;
-}
-
-/** The same with the weights, scale and shift of the graph around it. */
-function borrowingBody(
-  prefix: string,
-  names: readonly string[] = ['w_q', 'w_k', 'w_v'],
-  x = 'x',
-): ModelBuilder {
-  const m = new Prefixed(prefix);
-  const h = m.node('LayerNormalization', [x, 'gamma', 'beta'], ['h']);
-  m.output(attend(m, names.map((name, i) => m.node('MatMul', [h, name], [['q', 'k', 'v'][i] ?? ''])))); // prettier-ignore
-  return m;
-}
-
-/** x [2, 5, K] and a condition into an If of two bodies. */
-function choice(then: ModelBuilder, otherwise: ModelBuilder, more: (m: ModelBuilder) => void = () => undefined): Uint8Array {
-  const m = new ModelBuilder();
-  m.input('x', ['batch', 'sequence', K]);
-  m.input('condition', [], bool);
-  more(m);
-  m.output(m.node('If', ['condition'], ['chosen'], { graphs: { then_branch: then, else_branch: otherwise } }));
-  return m.finish();
-} // prettier-ignore
-
-const outerWeights = (m: ModelBuilder): void => {
-  gammaOf(m);
-  betaOf(m);
-  ['w_q', 'w_k', 'w_v'].forEach((name, i) => weight(m, name, i));
-};
 
 const bodies = (bytes: Uint8Array): Graph[] => {
   const [holder] = fused(bytes, { count: 2 }).model.graph.nodes.filter(({ graphs }) => graphs.length > 0);
@@ -326,6 +275,88 @@ describe('a layer in the body of a Scan', () => {
     m.output(m.node('Scan', ['x'], ['y'], { attributes, graphs: { body } }));
     const { report } = await checkFused(m.finish());
     expect(report.fused[0]?.scope).to.equal("body of Scan 'y_node'");
+  });
+});
+
+describe('a layer in the body of a SequenceMap', () => {
+  /** Of the two rows of x [2, 5, K]; the weights lie in the body or outside. */
+  function mapped(
+    body: ModelBuilder,
+    more: (m: ModelBuilder) => void = () => undefined,
+    opsets: Record<string, number> = {},
+  ): Uint8Array {
+    const m = new ModelBuilder(opsets);
+    m.input('x', [2, 5, K]);
+    more(m);
+    const split = { axis: { integer: 0 }, keepdims: { integer: 1 } };
+    m.node('SplitToSequence', ['x', m.integers('one', [], [1])], ['parts'], { attributes: split });
+    m.node('SequenceMap', ['parts'], ['results'], { graphs: { body } });
+    m.output(m.node('ConcatFromSequence', ['results'], ['joined'], { attributes: { axis: { integer: 0 } } }));
+    return m.finish();
+  }
+
+  const reason =
+    "it is in the body of SequenceMap 'results_node', of which ONNX Runtime makes a Loop that states no types; the fused op needs them";
+  const own = (): ModelBuilder => {
+    const body = new Prefixed('s_');
+    body.input('part', [1, 5, K]);
+    body.output(attend(body, threeMatMul(body, layerNorm(body, 'part'))), [1, N, 5]);
+    return body;
+  };
+
+  it('refused, whether its weights lie in it or outside', () => {
+    checkRefused(mapped(own()), reason, 'results_node');
+    const borrowing = borrowingBody('s_', undefined, 'part');
+    borrowing.input('part', [1, 5, K]);
+    checkRefused(mapped(borrowing, outerWeights), reason, 'results_node');
+  });
+
+  it('refused with the target linear, and of an If in it', () => {
+    const linear = fuseBytes(mapped(own()), { targets: ['linear'] });
+    expect(linear.report.fused).to.deep.equal([]);
+    expect(new Set(linear.report.refused.map((refusal) => refusal.reason))).to.deep.equal(new Set([reason]));
+    const outer = new ModelBuilder();
+    outer.input('part', [1, 5, K]);
+    const graphs = { then_branch: attentionBody('a_', 'part'), else_branch: attentionBody('b_', 'part') };
+    outer.output(outer.node('If', ['condition'], ['c'], { graphs }), undefined);
+    const { report } = fuseBytes(mapped(outer, (m) => void m.input('condition', [], bool)));
+    expect(report.refused.map((refusal) => refusal.reason)).to.deep.equal([reason, reason]);
+  });
+
+  it('refused in a function that is called there', () => {
+    const block = new BodyBuilder();
+    const y = attend(block, threeMatMul(block, layerNorm(block, 'x')));
+    const body = new ModelBuilder();
+    body.input('part', [1, 5, K]);
+    body.output(body.node('Block', ['part'], ['out'], { domain }), [1, N, 5]);
+    const original = mapped(
+      body,
+      (m) => m.function(functionOf('Block', block, { inputs: ['x'], outputs: [y] })),
+      { [domain]: 1 },
+    );
+    checkRefused(original, reason, 'results_node');
+  });
+
+  it('refused: projections in it of a norm outside', () => {
+    const body = new Prefixed('s_');
+    body.input('part', [1, 5, K]);
+    const most = body.node('ReduceMax', ['part'], ['most']);
+    body.output(body.node('Add', [attend(body, threeMatMul(body, 'h')), most], ['sum']), undefined);
+    checkRefused(
+      mapped(body, (m) => void layerNorm(m, 'x')),
+      reason,
+      'results_node',
+    );
+  });
+
+  it('the same layer outside is fused, and the body stays', async () => {
+    const body = new Prefixed('s_');
+    body.input('part', [1, 5, K]);
+    body.output(body.node('Neg', ['part'], ['less']), undefined);
+    const { ops } = await checkFused(
+      mapped(body, (m) => void m.output(attend(m, threeMatMul(m, layerNorm(m, 'x'))))),
+    );
+    expect(ops).to.include('SequenceMap');
   });
 });
 

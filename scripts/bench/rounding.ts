@@ -1,5 +1,6 @@
 /** How this machine's CPU kernels, or those of an instruction set, round, beyond float32 (OPERATOR.md, ops/cpu/isa.h). */
 import type { Products } from '../../models/qkv_gemm_reference.js';
+import { Graph } from '../../ts/onnx/graph.js';
 import { Model } from '../../ts/onnx/model.js';
 import { DataType } from '../../ts/onnx/tensor.js';
 import { instructionSet } from '../../ts/session/addon.js';
@@ -33,10 +34,20 @@ export function roundingOf(weightType: number): number {
   return 0;
 }
 
-/** The same for a whole model: its fused nodes' roundings, added up. */
+/** The same for a whole model: its fused nodes' roundings, added up, those in subgraphs included. */
 export function roundingOfModel(bytes: Uint8Array): number {
-  const { graph } = new Model(bytes);
-  const nodes = graph.nodes.filter((node) => node.is('QKVGemm', 'com.deepspeed'));
-  const types = nodes.map(({ inputs }) => graph.initializers.get(inputs[1] ?? '')?.type);
-  return types.reduce<number>((sum, type) => sum + (type === undefined ? 0 : roundingOf(type)), 0);
+  return roundingOfGraph(new Model(bytes).graph, new Map());
+}
+
+/** @param outer element types of the constants that are read from around the graph. */
+function roundingOfGraph(graph: Graph, outer: ReadonlyMap<string, number>): number {
+  const types = new Map(outer);
+  for (const [name, { type }] of graph.initializers) types.set(name, type);
+  let sum = 0;
+  for (const node of graph.nodes) {
+    const type = node.is('QKVGemm', 'com.deepspeed') ? types.get(node.inputs[1] ?? '') : undefined;
+    if (type !== undefined) sum += roundingOf(type);
+    for (const inner of node.graphs) sum += roundingOfGraph(new Graph(inner), types);
+  }
+  return sum;
 }

@@ -48,6 +48,7 @@ function originals(): Uint8Array[] {
     attentionModel({ location: 'weights.bin', external: true }),
     attentionModel({ extraNodes }),
     functionModel(),
+    branchModel(),
   ];
   // The small models are mutated as often as the many large ones: they are the faster ones.
   const corpus = corpusModels().map(corpusModel);
@@ -81,6 +82,36 @@ function functionModel(): Uint8Array {
   model.output('y');
   model.output('z');
   model.function(functionOf('Block', body, { inputs: ['x', 'c'], outputs: ['a_y', 'z'] }));
+  return model.finish();
+}
+
+/** A norm whose projections stand in both branches of an If, in one of them behind a Cast and a Transpose of its rows. */
+function branchModel(): Uint8Array {
+  const [k, n] = [16, 8];
+  const turn = (m: ModelBuilder, value: string, name: string, perm: number[]): string =>
+    m.node('Transpose', [value], [name], { attributes: { perm: { integers: perm } } });
+  const branch = (prefix: string, type: number, rows: (m: ModelBuilder) => string): ModelBuilder => {
+    const m = new ModelBuilder();
+    const h = rows(m);
+    const [q = '', v = ''] = ['q', 'v'].map((name, i) => {
+      const w = m.floats(`${prefix}w${name}`, [k, n], uniform(k * n, 0.5, 11 + i), type);
+      return m.node('MatMul', [h, w], [prefix + name]);
+    });
+    const y = m.node('MatMul', [q, turn(m, v, `${prefix}t`, [0, 2, 1])], [`${prefix}y`]);
+    const attributes = { to: { integer: DataType.float } };
+    m.output(m.node('Cast', [y], [`${prefix}f`], { attributes }));
+    return m;
+  };
+  const model = new ModelBuilder();
+  model.input('x', ['batch', 'sequence', k]);
+  model.input('c', [], DataType.bool);
+  model.node('LayerNormalization', ['x', model.floats('gamma', [k], uniform(k, 0.5, 1, 1))], ['h']);
+  const then = branch('a_', DataType.float16, (m) => {
+    const attributes = { to: { integer: DataType.float16 } };
+    return turn(m, m.node('Cast', ['h'], ['low'], { attributes }), 'moved', [1, 0, 2]);
+  });
+  const graphs = { then_branch: then, else_branch: branch('b_', DataType.float, () => 'h') };
+  model.output(model.node('If', ['c'], ['y'], { graphs }));
   return model.finish();
 }
 

@@ -1,4 +1,7 @@
-/** Models made at random from a seed: layers with norms in any spelling, projections in any form, and readers anywhere. */
+/**
+ * Models made at random from a seed: layers with norms in any spelling, projections in any form, readers anywhere, constants in
+ * any form and graph, and parts of layers in the branches of an If or the body of a Loop.
+ */
 import { ModelBuilder, uniform } from '../../models/builder.js';
 import { DataType } from '../../ts/onnx/tensor.js';
 
@@ -9,6 +12,8 @@ export interface RandomModel {
   bytes: Uint8Array;
   /** Shape of an input that fits. */
   dims: number[];
+  /** Some values in it are of 16 bits. */
+  low: boolean;
 }
 
 export function randomModel(seed: number): RandomModel {
@@ -18,7 +23,10 @@ export function randomModel(seed: number): RandomModel {
 class Writer {
   private state: number;
   private count = 0;
-  private readonly m: ModelBuilder;
+  /** The graph that is written, the model's own or one within. */
+  private m: ModelBuilder;
+  private readonly root: ModelBuilder;
+  private low = false;
   private readonly opset: number;
   private readonly flat: boolean;
   /** Inner values that become graph outputs. */
@@ -27,18 +35,28 @@ class Writer {
   constructor(private readonly seed: number) {
     this.state = seed * 7919 + 1;
     this.opset = this.pick([9, 12, 13, 17, 18, 20]);
-    this.m = new ModelBuilder({ '': this.opset, 'com.microsoft': 1 });
+    this.root = new ModelBuilder({ '': this.opset, 'com.microsoft': 1 });
+    this.m = this.root;
     this.flat = this.once(4);
   }
 
+  private get within(): boolean {
+    return this.m !== this.root;
+  }
+
+  /** Makes an inner value a graph output; those of graphs within cannot be. */
+  private expose(name: string): void {
+    if (!this.within) this.exposed.add(name);
+  }
+
   write(): RandomModel {
-    this.m.input('x', this.flat ? ['rows', K] : ['batch', 'rows', K]);
+    this.m.input('x', this.dims());
     if (this.opset >= 18) this.m.integers('axes', [1], [-1]);
     let x = 'x';
     for (let layers = 1 + this.below(3); layers > 0; layers--) x = this.layer(x);
     this.m.output(x);
     for (const name of this.exposed) this.m.output(name);
-    return { bytes: this.m.finish(), dims: this.flat ? [6, K] : [2, 3, K] };
+    return { bytes: this.m.finish(), dims: this.flat ? [6, K] : [2, 3, K], low: this.low };
   }
 
   private below(limit: number): number {
@@ -64,16 +82,21 @@ class Writer {
     return this.node(opType, this.once(2) ? [a, b] : [b, a]);
   }
 
-  private floats(dims: number[], limit: number, centre = 0): string {
+  /** An initialiser or Constant node, of this graph or the model's own, now and then behind a node that changes nothing. */
+  private floats(dims: number[], limit: number, centre = 0, type: number = DataType.float): string {
     const values = uniform(dims.reduce((a, b) => a * b, 1), limit, this.count + this.seed, centre); // prettier-ignore
-    return this.m.floats(`c_${this.count++}`, dims, values);
+    const home = this.once(2) ? this.m : this.root;
+    const name = `c_${this.count++}`;
+    if (this.once(4)) home.constant(name, dims, values, type);
+    else home.floats(name, dims, values, type);
+    if (this.once(12)) return this.node('Identity', [name]);
+    return this.once(16) ? this.node('Cast', [name], { to: { integer: type } }) : name;
   }
 
   private scalar(value: number): string {
     const name = `s_${this.count++}`;
-    return this.once(2)
-      ? this.m.floats(name, [], [value])
-      : this.m.constant(name, this.pick([[], [1]]), [value]);
+    const home = this.once(2) ? this.m : this.root;
+    return this.once(2) ? home.floats(name, [], [value]) : home.constant(name, this.pick([[], [1]]), [value]);
   }
 
   private transpose(value: string): string {
@@ -86,12 +109,25 @@ class Writer {
     return this.node('ReduceMean', [of], { axes: { integers: [this.once(6) ? last : -1] } });
   }
 
-  private norm(x: string): string {
+  private cast(value: string, to: number = DataType.float): string {
+    return this.node('Cast', [value], { to: { integer: to } });
+  }
+
+  /** A norm, now and then between Casts of float32 to itself. */
+  private norm(value: string): string {
+    const x = this.once(10) ? this.cast(value) : value;
+    const h = this.normOf(x);
+    return this.once(10) ? this.cast(h) : h;
+  }
+
+  private normOf(x: string): string {
     const kind = this.below(this.opset >= 17 ? 6 : 2);
+    const axis = this.once(3) ? { axis: { integer: this.flat ? 1 : 2 } } : {};
     const gamma = (): string => this.floats([K], 0.5, 1);
     const beta = (): string => this.floats([K], 0.5);
-    if (kind === 2) return this.node('LayerNormalization', [x, gamma(), ...(this.once(2) ? [beta()] : [])]);
-    if (kind === 3) return this.node('SimplifiedLayerNormalization', [x, gamma()]);
+    if (kind === 2)
+      return this.node('LayerNormalization', [x, gamma(), ...(this.once(2) ? [beta()] : [])], axis);
+    if (kind === 3) return this.node('SimplifiedLayerNormalization', [x, gamma()], axis);
     if (kind > 3) return this.skipNorm(x, kind === 4, gamma(), beta());
     const d = kind === 0 ? this.node('Sub', [x, this.mean(x)]) : x;
     const again = kind === 0 && this.once(3) ? this.node('Sub', [x, this.mean(x)]) : d;
@@ -103,9 +139,9 @@ class Writer {
     let h = this.once(2)
       ? this.node('Div', [d, root])
       : this.commutative('Mul', d, this.node('Reciprocal', [root]));
-    for (const inner of [squares, v, root]) if (this.once(25)) this.exposed.add(inner);
+    for (const inner of [squares, v, root]) if (this.once(25)) this.expose(inner);
     if (!this.once(3)) h = this.commutative('Mul', h, gamma());
-    if (this.once(8)) this.exposed.add(h);
+    if (this.once(8)) this.expose(h);
     return kind === 0 && !this.once(3) ? this.commutative('Add', h, beta()) : h;
   }
 
@@ -117,7 +153,7 @@ class Writer {
     const op = simplified ? 'SkipSimplifiedLayerNormalization' : 'SkipLayerNormalization';
     const inputs = [x, other, gamma, ...(simplified ? [] : [beta]), ...bias];
     const h = this.m.node(op, inputs, [`skip_${this.count++}`, '', '', sum], { domain: 'com.microsoft' });
-    if (this.once(3)) this.exposed.add(sum);
+    if (this.once(3)) this.expose(sum);
     return h;
   }
 
@@ -133,13 +169,76 @@ class Writer {
         beta: { float: this.pick([1, 1, 0.25]) },
       });
     }
-    const weight = this.once(4)
-      ? this.node('Transpose', [this.floats([n, K], 0.6)])
-      : this.floats([K, n], 0.6);
-    let p = this.node('MatMul', [a, weight]);
-    if (this.once(8)) this.exposed.add(p);
+    let p = this.product(a, n);
+    if (this.once(8)) this.expose(p);
     if (this.once(2)) p = this.commutative('Add', p, this.floats([n], 0.5));
     return this.once(4) ? this.node('Add', [p, this.pick([this.floats([n], 0.5), this.scalar(0.5)])]) : p;
+  }
+
+  private product(a: string, n: number): string {
+    const weight = (type?: number): string =>
+      this.once(4)
+        ? this.node('Transpose', [this.floats([n, K], 0.6, 0, type)], { perm: { integers: [1, 0] } })
+        : this.floats([K, n], 0.6, 0, type);
+    if (this.once(12)) {
+      this.low = true;
+      const low = this.cast(a, DataType.float16);
+      return this.cast(this.node('MatMul', [low, weight(DataType.float16)]));
+    }
+    if (this.once(12)) {
+      const [transB, alpha] = [this.below(2), this.pick([1, 0.5])];
+      const name = `fused_${this.count++}`;
+      const attributes = { transB: { integer: transB }, alpha: { float: alpha } };
+      const operands = [a, this.floats(transB ? [n, K] : [K, n], 0.6)];
+      return this.m.node('FusedMatMul', operands, [name], { domain: 'com.microsoft', attributes });
+    }
+    return this.node('MatMul', [a, weight()]);
+  }
+
+  /** Nodes that put rows elsewhere, and those that put what comes of them back. */
+  private moved(h: string, of: (moved: string) => string): string {
+    const turn = (value: string): string =>
+      this.node('Transpose', [value], { perm: { integers: [1, 0, 2] } });
+    if (this.flat || !this.once(5)) return of(h);
+    const rows = turn(h);
+    return turn(of(rows));
+  }
+
+  /** A value that is written in a branch of an If, in the body of a Loop that takes `x` to it, or where it stands. */
+  private placed(x: string, write: (x: string) => string): string {
+    const place = this.within ? 9 : this.below(6);
+    if (place > 1) return write(x);
+    const [outer, inner] = [this.m, new ModelBuilder()];
+    const name = `placed_${this.count++}`;
+    const condition = this.node('Less', [this.node('ReduceMean', [x], { keepdims: { integer: 0 } }), this.scalarOf(this.pick([100, -100]))]);
+    const written = (graph: ModelBuilder, value: string): ModelBuilder => {
+      this.m = graph;
+      graph.output(this.node('Identity', [write(value)]), this.dims());
+      this.m = outer;
+      return graph;
+    };
+    if (place === 0) {
+      const otherwise = new ModelBuilder();
+      const both = { then_branch: written(inner, x), else_branch: otherwise };
+      if (this.once(2)) written(otherwise, x);
+      else otherwise.output(otherwise.node('Tanh', [x], [`else_${this.count++}`]), this.dims());
+      return outer.node('If', [condition], [name], { graphs: this.once(2) ? both : { then_branch: both.else_branch, else_branch: both.then_branch } });
+    }
+    const [state, go] = [`state_${this.count}`, `go_${this.count++}`];
+    inner.input(`i_${name}`, [], DataType.int64);
+    inner.input(go, [], DataType.bool);
+    inner.input(state, this.dims());
+    inner.output(inner.node('Identity', [go], [`${go}_on`]), [], DataType.bool);
+    const trips = outer.integers(`trips_${name}`, [], [2]);
+    return outer.node('Loop', [trips, '', x], [name], { graphs: { body: written(inner, state) } });
+  } // prettier-ignore
+
+  private dims(): (string | number)[] {
+    return this.flat ? ['rows', K] : ['batch', 'rows', K];
+  }
+
+  private scalarOf(value: number): string {
+    return this.root.floats(`s_${this.count++}`, [], [value]);
   }
 
   /** (Q^T K) V^T of projections, brought back to K columns. */
@@ -179,23 +278,33 @@ class Writer {
           });
       }
     }
-    if (this.once(10)) this.exposed.add(packed);
+    if (this.once(10)) this.expose(packed);
     return names;
   }
 
   private layer(x: string): string {
+    return this.once(2) ? this.placed(x, (inner) => this.layerOf(inner)) : this.layerOf(x);
+  }
+
+  private layerOf(x: string): string {
     const h = this.norm(x);
     const second = this.once(5) ? this.norm(h) : h;
-    let y = this.node('Add', [x, this.attention(h, second)]);
+    const attention = (): string =>
+      this.moved(h, (rows) => this.attention(rows, h === second ? rows : this.norm(rows)));
+    // In a branch, projections read a norm outside of it; what a Loop carries is not read there.
+    const mixed = this.once(3)
+      ? this.placed(x, (inner) => this.node('Add', [inner, attention()]))
+      : attention();
+    let y = this.node('Add', [x, mixed]);
     if (this.once(4)) y = this.node('Add', [y, this.attention(h, second)]);
     if (this.once(3)) {
       const up = this.node('Relu', [this.project(h, 6)]);
       y = this.node('Add', [y, this.node('MatMul', [up, this.floats([6, K], 0.6)])]);
     }
-    if (this.once(6)) this.exposed.add(h);
+    if (this.once(6)) this.expose(h);
     if (this.once(8)) this.node('Identity', [this.node('Identity', [h])]);
-    if (this.once(8)) this.exposed.add(this.node('Mul', [h, y]));
-    if (this.once(8)) this.m.output(this.node('Shape', [h]), undefined, DataType.int64);
+    if (this.once(8)) this.expose(this.node('Mul', [h, y]));
+    if (this.once(8) && !this.within) this.m.output(this.node('Shape', [h]), undefined, DataType.int64);
     return y;
   }
 }

@@ -3,6 +3,7 @@
 import { Command, CommanderError, Option } from 'commander';
 import { QkvGemmError } from '../errors.js';
 import packageRoot from '../package_root.cjs';
+import { SHORTEST_BLOCK } from '../rewrite/weights/quantization.js';
 import { addBench } from './bench.js';
 import { addDoctor } from './doctor.js';
 import { EXIT } from './exit.js';
@@ -96,6 +97,15 @@ export async function main(args: readonly string[]): Promise<number> {
     .action(async (input: string, output: string | undefined, flags: FuseFlags, command: Command) => {
       if (output !== undefined && flags.output !== undefined && output !== flags.output)
         command.error(`error: two outputs are named, '${output}' and '${flags.output}': give one`);
+      // Of no use to any model; --activation-quant is of use to those whose weights are integers, whatever --dtype says.
+      if (flags.int8Block !== undefined && flags.dtype !== 'int8')
+        command.error(
+          `error: --int8-block is for weights that become int8, and --dtype is ${flags.dtype}: add --dtype int8, or leave it out`,
+        );
+      if (flags.int8Block !== undefined && flags.int8Block < SHORTEST_BLOCK)
+        command.error(
+          `error: --int8-block is ${flags.int8Block}, expected ${SHORTEST_BLOCK} rows or more that share a scale`,
+        );
       code = await fuseCommand(input, flags.output ?? output, flags);
     });
   program

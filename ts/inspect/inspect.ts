@@ -265,7 +265,8 @@ function weightsOf(graph: Graph): ModelDescription['weights'] {
 
 function fusedBlock(found: QkvNode): Block {
   const { node, index, weight } = found;
-  const splits = node.integers('splits');
+  // Pieces without columns stand for outputs that other nodes have: see rewrite/one_variant.ts.
+  const splits = node.integers('splits')?.filter((width) => width > 0);
   const type = [node.inputs[0], node.outputs[0]].map((name) => index.typeOf(name ?? '')).find((t) => t);
   return {
     state: 'fused',

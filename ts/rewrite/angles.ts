@@ -10,9 +10,10 @@ import type { Projection } from './projections/projection.js';
 
 /** What stands between a product and the Sin or Cos of its result. */
 const PASSING = new Set(
-  'Identity Cast Mul Div Add Neg Reshape Transpose Squeeze Unsqueeze Flatten Expand Concat Split Slice Gather'.split(
-    ' ',
-  ),
+  (
+    'Identity Cast Mul Div Add Neg Reshape Transpose Squeeze Unsqueeze Flatten Expand Concat Split Slice Gather ' +
+    'SequenceConstruct SequenceInsert SequenceAt SplitToSequence ConcatFromSequence'
+  ).split(' '),
 );
 const MAX_STEPS = 32;
 

@@ -213,7 +213,7 @@ function dequantizedVector(index: GraphIndex, node: Node, q: Constant, depth: nu
 
 /** Elements of the integer types that DequantizeLinear reads; undefined for others. */
 function smallIntegers(tensor: Elements, source?: DataSource): ArrayLike<number> | undefined {
-  const bytes = tensor.bytes(source).slice().buffer;
+  const bytes = new Uint8Array(tensor.bytes(source)).buffer; // a copy, which slice() of a Buffer is not
   if (tensor.type === DataType.int8) return new Int8Array(bytes);
   if (tensor.type === DataType.uint8) return new Uint8Array(bytes);
   return tensor.type === DataType.int32 ? new Int32Array(bytes) : undefined;

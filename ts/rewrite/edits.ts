@@ -59,6 +59,11 @@ export class GraphEdits {
         if (reader.is('Identity')) same.add(reader.outputs[0] ?? '');
       }
     }
+    for (const { inputs, outputs } of site.recast?.casts ?? []) {
+      const [from = '', to = ''] = [inputs[0], outputs[0]];
+      const rows = from === norm.output ? (norm.sum?.output ?? norm.input) : from;
+      for (const reader of this.index.readers(to)) this.redirect(reader, to, rows);
+    }
   }
 
   /** From now on a node reads another value where it read `from`. */
@@ -77,7 +82,7 @@ export class GraphEdits {
    * Does anything still read the norm's output, or that with its rows moved? What only passes it on, to nobody, is taken out.
    * The names of rows that are moved before the norm, and of what the node reads, are final then.
    */
-  keepNorm({ norm, moved }: Site, node: BuiltNode): boolean {
+  keepNorm({ norm, moved, recast, outside }: Site, node: BuiltNode): boolean {
     if (!norm) return false;
     const passing = new Set<Node>();
     const values = [norm.output, ...(moved === undefined ? [] : [moved])];
@@ -92,11 +97,13 @@ export class GraphEdits {
     // Backwards: one is dead once those behind it are.
     for (const node of [...passing].reverse())
       if (!node.outputs.some((name) => name !== '' && this.isRead(name))) this.drop(node);
-    return moved === undefined ? this.isRead(norm.output) : this.keepMoved(moved, node);
+    if (moved !== undefined) return this.keepMoved(moved, recast, node);
+    // What else reads a norm of a graph around reads it as before.
+    return !outside && this.isRead(norm.output);
   }
 
   /** Others that read what the projections read get it from the node, normalised, under the same name. */
-  private keepMoved(moved: string, node: BuiltNode): boolean {
+  private keepMoved(moved: string, recast: Site['recast'], node: BuiltNode): boolean {
     const producer = this.index.producers.get(moved);
     // They are the same before the norm.
     const shapes = this.index.readers(moved).filter((reader) => reader.is('Shape'));
@@ -107,6 +114,9 @@ export class GraphEdits {
       for (const reader of shapes) this.redirect(reader, moved, rows);
       node.inputs[0] = rows;
     }
+    // What had 16 bits behind a Cast is in float32 now.
+    for (const value of recast?.values ?? [])
+      if (value !== moved || !kept) this.index.graph.removeValueInfo(value);
     this.newReads.add(node.inputs[0] ?? '');
     return kept;
   }
@@ -164,12 +174,12 @@ export class GraphEdits {
    *
    * @param normSlot the function has the output `norm`, used or not.
    */
-  insert({ norm, projections, moved }: Site, node: BuiltNode, normSlot: boolean, overload: string): void {
+  insert(site: Site, node: BuiltNode, normSlot: boolean, overload: string): void {
+    const { norm, projections, moved } = site;
     const { graph } = this.index;
-    const start = norm && (this.index.producers.get(norm.output) ?? norm.node);
-    const place = moved === undefined ? (start ?? projections[0]?.nodes[0]) : this.index.readers(moved)[0];
+    const start = norm && !site.outside && (this.index.producers.get(norm.output) ?? norm.node);
+    const place = moved === undefined ? start || projections[0]?.nodes[0] : this.index.readers(moved)[0];
     if (!place) throw new TypeError('a site without nodes');
-    const normOutput = norm && node.report.emitNorm ? (moved ?? norm.output) : '';
     for (const { home, parts } of node.initializers) home.graph.addInitializer(parts);
     const after: Uint8Array[] = [];
     /** A node behind the new one that makes `output`; returns the name of what it reads. */
@@ -185,11 +195,12 @@ export class GraphEdits {
       this.added.push({ domain: '', opType });
       return value;
     };
+    const cast = (output: string, to: number | undefined): string =>
+      to === undefined || output === ''
+        ? output
+        : behind('Cast', output, [], [encodeAttribute('to', { integer: to })]);
     const results = projections.flatMap(({ pieces, output, n, flattened, narrowed }) => {
-      const outputs = (pieces ?? [{ output }]).map((piece) => {
-        if (narrowed === undefined || piece.output === '') return piece.output;
-        return behind('Cast', piece.output, [], [encodeAttribute('to', { integer: narrowed })]);
-      });
+      const outputs = (pieces ?? [{ output }]).map((piece) => cast(piece.output, narrowed));
       if (pieces || !flattened) return outputs;
       // The product had its leading dimensions joined: the op keeps them, so they are joined here.
       const shape = this.names.unique(`${node.name}.shape`);
@@ -197,16 +208,18 @@ export class GraphEdits {
       graph.addInitializer(encodeTensor(shape, DataType.int64, [2], new Uint8Array(data.buffer)));
       return behind('Reshape', outputs[0] ?? '', [shape]);
     });
+    const normOutput = norm && node.report.emitNorm ? cast(moved ?? norm.output, site.recast?.to) : '';
     const [first = '', ...further] = results;
     const y = first === '' ? this.names.unique(`${node.name}.y`) : first; // the op's first output always has a name
-    const outputs = normSlot || further.length > 0 ? [y, normOutput, ...further] : [y];
+    const absent = Array<string>(node.splits.length - results.length).fill('');
+    const outputs = normSlot || node.splits.length > 1 ? [y, normOutput, ...further, ...absent] : [y];
     // Where the input's rank is not known, the op cannot say its outputs' type: see ops/shape_inference.cc.
     for (const output of outputs) if (output !== '') graph.addType(output, node.variant.type);
     const message = encodeBuilt(node, outputs, overload);
     if (normOutput !== '') this.newReads.add(normOutput);
     if (norm?.sum)
       for (const bytes of this.sumOf(norm.sum, node, moved !== undefined))
-        graph.insertNode(start ?? place, bytes);
+        graph.insertNode(start || place, bytes);
     for (const bytes of [message, ...after]) graph.insertNode(place, bytes);
     this.added.push({ domain: DOMAIN, opType: OP });
   }
@@ -246,6 +259,7 @@ export class GraphEdits {
     const { graph } = this.index;
     const queue = [...this.held.values()].flat().flatMap((inner) => inner.clean());
     queue.push(...[...this.removed].flatMap((node) => node.inputs));
+    for (const [node, names] of this.redirected) queue.push(...node.inputs.filter((name) => names.has(name)));
     const freed = new Set<string>();
     for (let name = queue.pop(); name !== undefined; name = queue.pop()) {
       if (name === '' || this.isRead(name)) continue;

@@ -1,4 +1,10 @@
-/** Where a value goes on in another graph: into what nodes hold and the functions that they call, and out of these. */
+/**
+ * Where a value goes on in another graph, or in the next round of a loop: into what nodes hold and the functions that they
+ * call, and out of these.
+ *
+ * Source: ONNX operators Loop, Scan (9 and newer) and SequenceMap.
+ */
+import type { Node } from '../onnx/node.js';
 import type { GraphIndex } from './graph_index.js';
 
 export interface Value {
@@ -6,7 +12,18 @@ export interface Value {
   name: string;
 }
 
-/** The names that a value has in the graphs next to its own. */
+/**
+ * The input of a body that has an output's value in the next round, of those that Loop and Scan carry. A Loop's body takes
+ * [iteration, condition, carried ...] and gives [condition, carried ..., one for each round ...]; a Scan's takes
+ * [carried ..., one for each round ...] and gives the same.
+ */
+function nextRound(node: Node, inputs: number, output: number): number | undefined {
+  if (node.is('Loop')) return output > 0 && output + 1 < inputs ? output + 1 : undefined;
+  if (!node.is('Scan')) return undefined;
+  return output < inputs - node.integer('num_scan_inputs', 0) ? output : undefined;
+}
+
+/** The names that a value has in the graphs next to its own, and in its own in the next round. */
 export function passages({ index, name }: Value): Value[] {
   const found: Value[] = [];
   for (const reader of index.readers(name)) {
@@ -22,6 +39,9 @@ export function passages({ index, name }: Value): Value[] {
   index.graph.outputs.forEach((output, i) => {
     if (output.name !== name) return;
     for (const { index: outer, node } of index.users) {
+      const next = nextRound(node, index.graph.inputs.length, i);
+      const carried = next === undefined ? undefined : index.graph.inputs[next]?.name;
+      if (carried !== undefined) found.push({ index, name: carried });
       // The first output of a Loop's body says whether it goes on.
       const result = node.outputs[node.is('Loop') ? i - 1 : i];
       if (result) found.push({ index: outer, name: result });

@@ -47,6 +47,11 @@ export function isFloat(type: number): boolean {
   return type === DataType.float || type === DataType.float16 || type === DataType.bfloat16;
 }
 
+/** A float type of 16 bits. */
+export function isNarrow(type: number | undefined): boolean {
+  return type === DataType.float16 || type === DataType.bfloat16;
+}
+
 /** Elements of a float type as float32; undefined for other types. */
 export function floatsIn(of: Elements, source?: DataSource): Float32Array<ArrayBuffer> | undefined {
   if (of.type === DataType.double) {

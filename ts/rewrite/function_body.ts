@@ -1,7 +1,8 @@
 /**
  * The function body: com.deepspeed:QKVGemm as an ONNX FunctionProto of standard operators, which a runtime without the
  * library inlines. Nodes that differ in norm, number of outputs or weight form need bodies of their own ("variants");
- * several in one model are told apart by `overload`, which needs IR version 10 and ONNX Runtime 1.27.
+ * several in one model are told apart by `overload`, which needs IR version 10 and ONNX Runtime 1.27; one_variant.ts avoids
+ * that where it can.
  *
  * Source: ONNX IR specification, "Functions"; https://onnx.ai/onnx/operators/
  */

@@ -14,10 +14,11 @@ import { buildNode, type BuiltNode } from './fused_node.js';
 import { generatedNames } from './generated_names.js';
 import { Names } from './names.js';
 import { countOps, opName } from './op_counts.js';
+import { toOneVariant } from './one_variant.js';
 import { targetsOf, type FuseOptions } from './options.js';
 import type { FuseReport, Refusal } from './report.js';
 import { scopesOf, type Scope } from './scopes.js';
-import { refusal, type Site } from './site.js';
+import { headOf, refusal, type Site } from './site.js';
 import { findSites } from './sites.js';
 import { SHORTEST_BLOCK } from './weights/quantization.js';
 import { SharedWeights } from './weights/shared.js';
@@ -92,9 +93,14 @@ export function* fuseSteps(
   const graphs = scopes.map(({ index }) => index.graph);
   const opsBefore = countOps(graphs.flatMap((graph) => graph.nodes));
   const keep = skipped(graphs, options.skip ?? []);
-  const found = scopes.map((scope) => ({ scope, ...findSites(scope.index, targets, keep) }));
+  const taken = new Set<Node>();
+  const found = scopes.map(({ index }) => findSites(index, targets, taken, keep));
   const refused = found.flatMap((part) => part.refused);
-  const sites = found.flatMap(({ scope, sites: some }) => some.map((site) => ({ scope, site })));
+  const all = found.flatMap((part) => part.sites);
+  // Of a norm in a graph around, a site is in another graph than the one that it was found in.
+  const sites = scopes.flatMap((scope) =>
+    all.filter(({ index }) => index === scope.index).map((site) => ({ scope, site })),
+  );
   const held = model.functions.includes(`${DOMAIN}:${OP}`)
     ? 'function'
     : opsBefore[opName(DOMAIN, OP)]
@@ -124,6 +130,9 @@ export function* fuseSteps(
     yield { done, total };
   }
   if (fallback) {
+    const all = built.map(({ scope: { index }, node }) => ({ index, node }));
+    const inFunctions = all.filter(({ index }) => index.inFunction);
+    if (!toOneVariant(all, names)) toOneVariant(inFunctions, names);
     const nested = oneVariantInFunctions(built);
     built = built.filter((one) => !nested.others.includes(one));
     refused.push(...nested.refused);
@@ -214,12 +223,11 @@ function oneVariantInFunctions(built: readonly Built[]): { others: readonly Buil
   }
   const [, ...rest] = [...variants.values()].sort((a, b) => b.length - a.length);
   const others = rest.flat();
-  const refused = others.flatMap(({ scope, site }) => {
-    const head = site.norm?.node ?? site.projections[0]?.node;
-    const rule = site.norm?.rule ?? site.projections[0]?.rule ?? '';
+  const refused = others.map(({ scope, site }) => {
+    const { node, rule } = headOf(site);
     const reason =
       'it would be a fused node of another kind (norm, bias, outputs, weights) than more others in functions, where ONNX Runtime finds one function body alone; without function bodies (--no-fallback) all are fused';
-    return head ? [refusal(scope.index, head, rule, { ok: false, reason })] : [];
+    return refusal(scope.index, node, rule, { ok: false, reason });
   });
   return { others, refused };
 }

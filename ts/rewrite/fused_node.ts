@@ -9,7 +9,7 @@ import type { Names } from './names.js';
 import type { FuseOptions } from './options.js';
 import type { FusedSite, Refusal, WeightType } from './report.js';
 import type { Projection } from './projections/projection.js';
-import { nodesOf, refusal, type Site } from './site.js';
+import { headOf, nodesOf, refusal, type Site } from './site.js';
 import { carryQuantized } from './weights/carry.js';
 import {
   assembleWeights,
@@ -34,6 +34,8 @@ export interface BuiltNode {
   inputs: string[];
   transposed: boolean;
   activationQuant: boolean;
+  /** The attribute: columns of each output, and zeros for outputs that only other nodes have: see one_variant.ts. */
+  splits: number[];
   variant: Omit<Variant, 'norm'>;
   report: FusedSite;
   /** TensorProto bytes, in parts, and the graph that they go into. */
@@ -78,10 +80,9 @@ export function buildNode(
   whole: Site,
 ): { node: BuiltNode; site: Site; refused: Refusal[] } | Refusal {
   const { index, names } = context;
-  const head = whole.norm?.node ?? whole.projections[0]?.node;
-  const rule = whole.norm?.rule ?? whole.projections[0]?.rule ?? '';
-  if (!head) throw new TypeError('a site without nodes');
-  const name = names.unique(`${head.name || (whole.norm?.output ?? whole.projections[0]?.output)}/${OP}`);
+  const { node: head, rule } = headOf(whole);
+  const value = whole.norm && !whole.outside ? whole.norm.output : whole.projections[0]?.output;
+  const name = names.unique(`${head.name || value}/${OP}`);
   const refused: Refusal[] = [];
   for (let site = whole; ;) {
     const node = build(context, site, name, head);
@@ -196,6 +197,7 @@ function build(
     transposed: weights.value.transposed,
     activationQuant,
     initializers,
+    splits: [...splits],
     variant: {
       normType: norm?.normType ?? 'none',
       splits: splits.length,
@@ -265,7 +267,7 @@ export function encodeBuilt(node: BuiltNode, outputs: readonly string[], overloa
       encodeAttribute('norm_type', { string: node.variant.normType }),
       encodeAttribute('epsilon', { float: node.report.epsilon }),
       encodeAttribute('transposed', { integer: node.transposed ? 1 : 0 }),
-      encodeAttribute('splits', { integers: node.report.splits }),
+      encodeAttribute('splits', { integers: node.splits }),
       encodeAttribute('emit_norm', { integer: node.report.emitNorm ? 1 : 0 }),
       encodeAttribute('activation_quant', { integer: node.activationQuant ? 1 : 0 }),
     ],

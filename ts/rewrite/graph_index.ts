@@ -17,7 +17,8 @@ const TYPE_OF_INPUT: Record<string, number> = {
 /** Likewise of com.microsoft's operators. */
 const TYPE_OF_FIRST_INPUT_MICROSOFT = new Set(
   (
-    'MatMulNBits DynamicQuantizeMatMul FusedMatMul FusedGemm Gelu FastGelu BiasGelu QuickGelu BiasSplitGelu BiasAdd ' +
+    'MatMulNBits DynamicQuantizeMatMul FusedMatMul TransposeMatMul FusedMatMulActivation FusedGemm GemmFastGelu ' +
+    'Gelu FastGelu BiasGelu QuickGelu BiasSplitGelu BiasAdd ' +
     'SkipLayerNormalization SkipSimplifiedLayerNormalization Attention MultiHeadAttention GroupQueryAttention RotaryEmbedding'
   ).split(' '),
 );

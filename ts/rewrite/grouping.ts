@@ -18,7 +18,9 @@ const ATTENTION_OPS = new Set([
   'PackedMultiHeadAttention',
 ]);
 /** Products of two values, each of which may be constant. */
-const PRODUCTS = new Set(['MatMul', 'FusedMatMul', 'Gemm', 'Einsum']);
+const PRODUCTS = new Set(
+  'MatMul FusedMatMul TransposeMatMul FusedMatMulActivation Gemm FusedGemm GemmFastGelu Einsum'.split(' '),
+);
 /** Ops whose result says how large a value is, not what it is. */
 const SHAPE_OPS = new Set(['Shape', 'Size']);
 /** Products with constants under other names; what lies behind them is another layer. */

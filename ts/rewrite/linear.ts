@@ -51,6 +51,7 @@ export function findLinear(
     [projections.filter((p) => p.quantization), projections.filter((p) => !p.quantization)]
       .filter((alike) => alike.length > 0)
       .map((alike): Site => ({
+        index,
         norm: undefined,
         input,
         projections: alike.map((p) => withSplit(index, p, input)),

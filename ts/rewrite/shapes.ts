@@ -67,6 +67,7 @@ function rankBehind(index: GraphIndex, name: string, depth: number): number | un
       return both.every((of) => of !== undefined && of >= 2) ? largest(both) : undefined;
     }
     case 'Gemm':
+    case 'FusedGemm':
       return 2;
     case 'Gather': {
       const [data, indices] = [rank(0), rank(1)];

@@ -7,16 +7,23 @@ import type { Norm } from './norms/norm.js';
 import type { Target } from './options.js';
 import type { Projection } from './projections/projection.js';
 import type { Refusal } from './report.js';
+import type { Moved } from './rows.js';
 import { rankOf } from './shapes.js';
 
 /** A norm and projections of its result, or projections of one value. */
 export interface Site {
+  /** The graph that the projections stand in, and now the node. */
+  index: GraphIndex;
   /** Absent where the projections read a value as it is. */
   norm: Norm | undefined;
+  /** The norm stands in a graph around `index`. It stays where others read it, and goes with the values that nobody reads. */
+  outside?: boolean;
   /** What the node reads; with `norm.sum`, the first of its terms. */
   input: string;
   /** The value that the projections read, and now the node, where other nodes move the rows of the norm's result: rows.ts. */
   moved?: string | undefined;
+  /** Casts that went with what moves them. */
+  recast?: Moved['recast'];
   projections: Projection[];
   targets: Target[];
   /** Those of the projections that lead to attention. */
@@ -26,8 +33,19 @@ export interface Site {
 }
 
 /** The nodes that a site's node replaces. */
-export function nodesOf({ norm, projections }: Site): Node[] {
-  return [...(norm?.nodes ?? []), ...projections.flatMap((p) => p.nodes)];
+export function nodesOf({ norm, outside, recast, projections }: Site): Node[] {
+  return [
+    ...(norm && !outside ? norm.nodes : []),
+    ...(recast?.casts ?? []),
+    ...projections.flatMap((p) => p.nodes),
+  ];
+}
+
+/** The node of its graph that a site is named after, and the rule that reports name. */
+export function headOf({ norm, outside, projections: [first] }: Site): { node: Node; rule: string } {
+  const node = norm && !outside ? norm.node : first?.node;
+  if (!node) throw new TypeError('a site without nodes');
+  return { node, rule: norm?.rule ?? first?.rule ?? '' };
 }
 
 export function refusal(index: GraphIndex, node: Node, rule: string, failure: Failure): Refusal {
@@ -59,10 +77,27 @@ export function checkOpset({ opset, scope, model }: GraphIndex): Failure | undef
 
 /**
  * In a function, types cannot be stated, and of an input without known rank the op's shape inference says nothing: such a
- * model would not load with the library.
+ * model would not load with the library. Nor would one with the op in the body of a SequenceMap: ONNX Runtime (1.29) makes
+ * a Loop of it and loses what is stated there.
  */
 export function checkRank(index: GraphIndex, input: string): Failure | undefined {
+  const map = sequenceMapAround(index);
+  if (map) {
+    const reason = `it is in the body of SequenceMap '${map.label}', of which ONNX Runtime makes a Loop that states no types; the fused op needs them`;
+    return { ok: false, reason, at: map };
+  }
   if (!index.inFunction || rankOf(index, input) !== undefined) return undefined;
   const reason = `how many dimensions its input '${input}' has is not known; in a function, ONNX Runtime needs to know`;
   return { ok: false, reason };
+}
+
+/** The SequenceMap in whose body a graph is, or a call of the function that it belongs to. */
+function sequenceMapAround(index: GraphIndex, seen = new Set<GraphIndex>()): Node | undefined {
+  if (seen.has(index)) return undefined;
+  seen.add(index);
+  for (const { index: around, node } of index.users) {
+    const found = node.is('SequenceMap') ? node : sequenceMapAround(around, seen);
+    if (found) return found;
+  }
+  return undefined;
 }

@@ -4,9 +4,10 @@ import type { Node } from '../onnx/node.js';
 import { chooseCompatible } from './compatible.js';
 import { findConstant } from './constants.js';
 import type { GraphIndex } from './graph_index.js';
+import { isNarrow } from './folded.js';
 import { attentionBehind, groupByAttention } from './grouping.js';
 import { findLinear } from './linear.js';
-import type { Failure, Match } from './match.js';
+import { fail, type Failure, type Match } from './match.js';
 import type { Norm } from './norms/norm.js';
 import { normRules } from './norms/index.js';
 import { findNearMisses } from './norms/near_misses.js';
@@ -16,10 +17,9 @@ import type { Projection } from './projections/projection.js';
 import { withSplit } from './projections/split.js';
 import { unflattened } from './projections/unflatten.js';
 import type { Refusal } from './report.js';
-import { movedRows } from './rows.js';
+import { movedRows, type Moved } from './rows.js';
 import { checkOpset, checkRank, nodesOf, refusal, type Site } from './site.js';
-
-const NARROW = new Set<number>([DataType.float16, DataType.bfloat16]);
+import { graphsWithin, misplaced, type Aliases } from './within.js';
 
 /** Norms whose result has the type of their scale, which need not be their input's. */
 const RETYPING = new Set(['RMSNormalization', 'SimplifiedLayerNormalization']);
@@ -47,15 +47,19 @@ function callersAttributes(node: Node): [rule: string, failure: Failure] | undef
 /** Each is followed to the attention behind it; layers have a dozen, mixtures of experts some hundred. */
 const MAX_PROJECTIONS = 1024;
 
-/** @param keep nodes that stay as they are. */
+/**
+ * @param taken nodes of sites that have been found; those of new ones are added.
+ * @param keep nodes that stay as they are.
+ * @returns sites in this graph, and those in graphs within it whose norm stands in this one.
+ */
 export function findSites(
   index: GraphIndex,
   targets: ReadonlySet<Target>,
+  taken: Set<Node>,
   keep: ReadonlySet<Node> = new Set(),
 ): { sites: Site[]; refused: Refusal[] } {
   const sites: Site[] = [];
   const refused: Refusal[] = [];
-  const taken = new Set<Node>();
   if (targets.has('qkv') || targets.has('mlp')) {
     const explained = new Set<Node>();
     for (const node of index.graph.nodes) {
@@ -63,11 +67,11 @@ export function findSites(
         const match = rule.match(index, node);
         if (!match) continue;
         for (const member of match.ok ? match.value.nodes : [node, match.at ?? node]) explained.add(member);
-        const found = match.ok ? siteOf(index, match.value, taken, targets, keep) : match;
+        const found = match.ok ? sitesOf(index, match.value, taken, targets, keep) : match;
         if ('reason' in found) refused.push(refusal(index, node, rule.name, found));
         else {
-          for (const member of nodesOf(found.site)) taken.add(member);
-          sites.push(found.site);
+          for (const member of found.sites.flatMap(nodesOf)) taken.add(member);
+          sites.push(...found.sites);
           refused.push(...found.refused);
         }
         break;
@@ -86,53 +90,100 @@ export function findSites(
   return { sites, refused };
 }
 
-function siteOf(
+/** The sites of a norm, one a graph: its own, and those within it that read its result. */
+function sitesOf(
   index: GraphIndex,
   norm: Norm,
   taken: ReadonlySet<Node>,
   targets: ReadonlySet<Target>,
   keep: ReadonlySet<Node>,
-): { site: Site; refused: Refusal[] } | Failure {
-  const failed = (reason: string, at?: Node): Failure =>
-    at ? { ok: false, reason, at } : { ok: false, reason };
+): { sites: Site[]; refused: Refusal[] } | Failure {
   const tooOld = checkOpset(index);
   if (tooOld) return tooOld;
   const overlap = norm.nodes.find((node) => taken.has(node));
-  if (overlap) return failed('part of the norm belongs to another fused node', overlap);
-
+  if (overlap) return fail('part of the norm belongs to another fused node', overlap);
   const kept = norm.nodes.find((node) => keep.has(node));
-  if (kept) return failed('it is to stay as it is (skip)', kept);
+  if (kept) return fail('it is to stay as it is (skip)', kept);
 
-  let { projections, misses } = projectionsOf(index, norm, norm.output, keep);
-  const moved = projections.length === 0 ? movedBy(index, norm) : undefined;
-  if (moved?.ok) ({ projections, misses } = projectionsOf(index, norm, moved.value, keep));
+  const wide = [norm.input, norm.output].every((name) => index.typeOf(name) === DataType.float);
+  const sites: Site[] = [];
+  const refused: Refusal[] = [];
+  const failures: Failure[] = [];
+  const elsewhere: { within: GraphIndex; projection: Projection; failure: Failure }[] = [];
+  const visit = (within: GraphIndex, names: Aliases, holders: readonly Node[]): void => {
+    const found = siteOf(within, norm, names, wide, targets, keep);
+    const outside = within !== index;
+    const [projection] = found && 'site' in found ? found.site.projections : [];
+    const failure = outside && projection ? misplaced(norm, index, within, holders, projection) : undefined;
+    if (failure && projection) elsewhere.push({ within, projection, failure });
+    else if (found && 'reason' in found) failures.push(found);
+    else if (found) {
+      sites.push({ ...found.site, outside });
+      refused.push(...found.refused);
+    }
+    for (const inner of graphsWithin(within, names))
+      visit(inner.index, aliasesOf(inner.index, inner.aliases, wide), [...holders, inner.holder]);
+  };
+  visit(index, aliasesOf(index, new Map([[norm.output, undefined]]), wide), []);
+  if (sites.length === 0) return failures[0] ?? elsewhere[0]?.failure ?? feedsNothing(index, norm);
+  for (const { within, projection, failure } of elsewhere)
+    refused.push(refusal(within, projection.node, projection.rule, failure));
+  return { sites, refused };
+}
+
+function feedsNothing(index: GraphIndex, norm: Norm): Failure {
+  const readers = index.readers(norm.output);
+  const whole = readers.find((reader) =>
+    WHOLE_ATTENTION.some((opType) => reader.is(opType, 'com.microsoft')),
+  );
+  const reason = `its output '${norm.output}' feeds no MatMul or Gemm with constant weights`;
+  if (!whole) return fail(reason, readers[0]);
+  return fail(
+    `${reason}, but ${whole.opType} '${whole.label}', which multiplies by those of Q, K and V itself`,
+    whole,
+  );
+}
+
+/**
+ * The site of a norm in a graph, its own or one within that reads its result.
+ *
+ * @param aliases what is as good as the norm's result there.
+ * @param wide the norm is in float32.
+ * @returns undefined where nothing there comes near to a projection.
+ */
+function siteOf(
+  index: GraphIndex,
+  norm: Norm,
+  aliases: Aliases,
+  wide: boolean,
+  targets: ReadonlySet<Target>,
+  keep: ReadonlySet<Node>,
+): { site: Site; refused: Refusal[] } | Failure | undefined {
+  let { projections, misses } = projectionsOf(index, aliases, keep);
+  const moved = projections.length === 0 && aliases.has(norm.output) ? movedBy(index, norm, wide) : undefined;
+  if (moved?.ok)
+    ({ projections, misses } = projectionsOf(
+      index,
+      aliasesOf(index, new Map([[moved.value.value, moved.value.recast?.to]]), wide),
+      keep,
+    ));
   else if (moved) return misses[0]?.failure ?? moved;
-  if (projections.length === 0) {
-    const readers = index.readers(norm.output);
-    const whole = readers.find((reader) =>
-      WHOLE_ATTENTION.some((opType) => reader.is(opType, 'com.microsoft')),
-    );
-    const reason = `its output '${norm.output}' feeds no MatMul or Gemm with constant weights`;
-    const nearest = misses[0]?.failure;
-    if (!whole || nearest) return nearest ?? failed(reason, readers[0]);
-    return failed(
-      `${reason}, but ${whole.opType} '${whole.label}', which multiplies by those of Q, K and V itself`,
-      whole,
-    );
-  }
+  const kept = moved?.value.recast?.casts.find((node) => keep.has(node));
+  if (kept) return fail('a Cast of its rows is to stay as it is (skip)', kept);
+  if (projections.length === 0) return misses[0]?.failure;
   if (projections.length > MAX_PROJECTIONS)
-    return failed(`its output feeds ${projections.length} projections, more than ${MAX_PROJECTIONS}`);
+    return fail(`its output feeds ${projections.length} projections, more than ${MAX_PROJECTIONS}`);
   const { groups, others } = groupByAttention(index, projections);
   const [largest = []] = groups.sort((a, b) => b.length - a.length);
   const [qkv, mlp] = [targets.has('qkv') && largest.length > 0, targets.has('mlp') && others.length > 0];
   if (!qkv && !mlp) {
     const count = `${projections.length} projections`;
     return targets.has('qkv')
-      ? failed(
+      ? fail(
           `none of its ${count} leads to attention (they meet a constant weight or the graph's end first)`,
           others[0]?.node,
         )
-      : failed(`its ${count} lead to attention, which the targets leave out`, largest[0]?.node);
+      : fail(`its ${count} lead to attention, which the targets leave out`, largest[0]?.node);
   }
   // One node for all where all are asked for: the input is read and normalised once.
   const group = (qkv && targets.has('mlp') ? projections : qkv ? largest : others).sort(
@@ -140,11 +191,11 @@ function siteOf(
   );
   const stated = index.typeOf(norm.input);
   if (stated === undefined && norm.nodes.some((node) => RETYPING.has(node.opType)))
-    return failed(`the element type of its input '${norm.input}' is not known`);
+    return fail(`the element type of its input '${norm.input}' is not known`);
   const toAttention = new Set(qkv ? largest : []);
   const choice = chooseCompatible(index, norm, group, stated, toAttention);
   if ('reason' in choice) return choice;
-  const input = moved?.value ?? norm.input;
+  const input = moved?.value.value ?? norm.input;
   const unranked = checkRank(index, input);
   if (unranked) return unranked;
   const attention = new Set(choice.projections.filter((p) => toAttention.has(p)).map((p) => p.node));
@@ -161,9 +212,11 @@ function siteOf(
   // What keeps the shape that the projections have to restore.
   const shaped = moved ? { input, output: input } : norm;
   const site: Site = {
+    index,
     norm,
     input,
-    moved: moved?.value,
+    moved: moved?.value.value,
+    recast: moved?.value.recast,
     projections: choice.projections.map((p) => withSplit(index, unflattened(index, p, shaped), input)),
     targets: [
       ...(attention.size > 0 ? (['qkv'] as const) : []),
@@ -185,13 +238,12 @@ interface Miss {
 /** The projections of a norm's result, or of what moves its rows, and what came near to one. */
 function projectionsOf(
   index: GraphIndex,
-  norm: Norm,
-  output: string,
+  aliases: Aliases,
   keep: ReadonlySet<Node>,
 ): { projections: Projection[]; misses: Miss[] } {
   const projections: Projection[] = [];
   const misses: Miss[] = [];
-  for (const [value, narrowed] of aliasesOf(index, norm, output)) {
+  for (const [value, narrowed] of aliases) {
     for (const reader of index.readers(value)) {
       const found = projectionAt(index, reader, value);
       if (!found) continue;
@@ -220,25 +272,28 @@ function projectionAt(
 }
 
 /** The value that projections read behind nodes that move the rows of a norm's result. */
-function movedBy(index: GraphIndex, norm: Norm): Match<string> | undefined {
+function movedBy(index: GraphIndex, norm: Norm, wide: boolean): Match<Moved> | undefined {
   const k = norm.gamma?.tensor.count ?? index.dimsOf(norm.input)?.at(-1) ?? -1;
   // A sum that has no name yet is there only for the node itself.
   if (k <= 1 || norm.sum?.output === '') return undefined;
-  return movedRows(index, norm, k, (start, value) => {
-    const quantized = start.is('DynamicQuantizeLinear') ? (start.outputs[0] ?? '') : undefined;
-    const readers = quantized === undefined ? [start] : index.readers(quantized);
-    const found = readers.map((reader) => projectionAt(index, reader, quantized ?? value)?.match);
+  return movedRows(index, norm, k, wide, (start, value) => {
+    // Products read what these make of the rows; see `aliasesOf`.
+    const narrows = wide && index.typeOf(value) === DataType.float && isNarrow(index.castTo(start));
+    const made = narrows || start.is('DynamicQuantizeLinear') ? start.outputs[0] : undefined;
+    const readers = made === undefined ? [start] : index.readers(made);
+    const found = readers.map((reader) => projectionAt(index, reader, made ?? value)?.match);
     return found.flatMap((match) => (match?.ok ? [match.value.k] : []))[0];
   });
 }
 
 /**
- * What is as good as a value for its readers, a norm's result or that with its rows moved: what Identity, Dropout without a
- * mask, or DynamicQuantizeLinear makes of it; and of a norm in float32 what Cast makes of it, with the 16-bit type.
+ * What is as good as some values for their readers, a norm's result or that with its rows moved: what Identity, Dropout
+ * without a mask, or DynamicQuantizeLinear makes of it; and of a norm in float32 what Cast makes of it, with the 16-bit type.
+ *
+ * @param wide the norm is in float32.
  */
-function aliasesOf(index: GraphIndex, norm: Norm, output: string): Map<string, number | undefined> {
-  const wide = [norm.input, norm.output].every((name) => index.typeOf(name) === DataType.float);
-  const values = new Map<string, number | undefined>([[output, undefined]]);
+function aliasesOf(index: GraphIndex, from: Aliases, wide: boolean): Aliases {
+  const values = new Map(from);
   for (const [name, narrowed] of values) {
     for (const reader of index.readers(name)) {
       const output = reader.outputs[0];
@@ -246,8 +301,8 @@ function aliasesOf(index: GraphIndex, norm: Norm, output: string): Map<string, n
       // Integer products read what DynamicQuantizeLinear makes; their rules look at it.
       const passes = reader.is('Identity') || (reader.is('Dropout') && dropsNothing(index, reader));
       if (passes || reader.is('DynamicQuantizeLinear')) values.set(output, narrowed);
-      const to = index.castTo(reader) ?? 0;
-      if (wide && narrowed === undefined && NARROW.has(to)) values.set(output, to);
+      const to = index.castTo(reader);
+      if (wide && narrowed === undefined && isNarrow(to)) values.set(output, to);
     }
   }
   return values;

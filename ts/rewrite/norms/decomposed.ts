@@ -15,6 +15,7 @@ import {
   meanOf,
   readTail,
   skipCast,
+  skipExact,
   skipWidening,
   squareOf,
   type Norm,
@@ -180,7 +181,7 @@ function match(
       nodes.push(...other.value.nodes);
     }
   } else if (square.input !== input) {
-    const [a, b] = [skipWidening(index, square.input), skipWidening(index, input)];
+    const [a, b] = [skipExact(index, square.input), skipExact(index, input)];
     if (a.source !== b.source)
       return fail(`the squares are of '${square.input}', not of the numerator '${input}'`, square.node);
     squareCast = a.cast;

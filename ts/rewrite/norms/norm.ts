@@ -9,7 +9,7 @@ import {
   whyNotConstant,
   type Constant,
 } from '../constants.js';
-import { isFloat } from '../folded.js';
+import { isFloat, isNarrow } from '../folded.js';
 import type { GraphIndex } from '../graph_index.js';
 import { fail, type Match } from '../match.js';
 
@@ -204,8 +204,17 @@ export function skipCast(index: GraphIndex, name: string): { source: string; cas
 }
 
 /** Behind a Cast that brings a value of a float type to float32, which loses nothing: where it comes from. */
-export function skipWidening(index: GraphIndex, name: string): { source: string; cast: Node | undefined } {
+export function skipExact(index: GraphIndex, name: string): { source: string; cast: Node | undefined } {
   const skipped = skipCast(index, name);
   const exact = isFloat(index.typeOf(skipped.source) ?? 0) && index.castTo(skipped.cast) === DataType.float;
   return exact ? skipped : { source: name, cast: undefined };
+}
+
+/**
+ * The same, of a Cast from 16 bits only. One from float32 changes nothing, and may be the end of another norm, which leaves
+ * no value before it to begin at.
+ */
+export function skipWidening(index: GraphIndex, name: string): { source: string; cast: Node | undefined } {
+  const skipped = skipExact(index, name);
+  return isNarrow(index.typeOf(skipped.source)) ? skipped : { source: name, cast: undefined };
 }

@@ -1,4 +1,5 @@
 /** The projection rules, in the order in which they are tried. */
+import { activated } from './activated.js';
 import { fusedMatMul } from './fused_matmul.js';
 import { gemm } from './gemm.js';
 import { matMul } from './matmul.js';
@@ -12,6 +13,7 @@ export const projectionRules: readonly ProjectionRule[] = [
   matMul,
   gemm,
   fusedMatMul,
+  activated,
   matMulNBits,
   matMulInteger,
   matMulIntegerToFloat,
