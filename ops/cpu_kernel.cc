@@ -14,6 +14,7 @@
 
 #include "ops/cpu/parallel.h"
 #include "ops/cpu/plan.h"
+#include "ops/file_pages.h"
 
 namespace qkvgemm {
 namespace {
@@ -158,6 +159,7 @@ void CpuKernel::PackConstants() {
   const cpu::ThreadPool pool{&threads, std::min(threads_, kMaxPackingThreads), StartedThreads::Run};
   threads.count = pool.threads;
   cpu::Pack(problem, operands, isa_, parallel ? pool : cpu::ThreadPool{}, packed_.get());
+  ReleaseFilePages(operands.weight, static_cast<size_t>(problem.k * problem.n) * SizeOf(problem.tw));
 }
 
 cpu::Choice CpuKernel::ChoiceFor(OrtKernelContext* context, const Problem& problem,

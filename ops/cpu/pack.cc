@@ -111,12 +111,12 @@ void* AllocatePacked(size_t bytes) {
   // A pass over the weights touches every 4 KB page once: on ordinary pages that is a page walk every 64
   // cache lines, and a nested one on a virtual machine.
   constexpr size_t kHugePage = size_t{2} << 20;
-  const size_t alignment = bytes >= 2 * kHugePage ? kHugePage : 64;
-  const size_t size = (std::max<size_t>(bytes, 1) + alignment - 1) / alignment * alignment;
-  void* memory = std::aligned_alloc(alignment, size);
+  void* memory = nullptr;
+  if (posix_memalign(&memory, bytes >= 2 * kHugePage ? kHugePage : 64, std::max<size_t>(bytes, 1)) != 0)
+    return nullptr;
 #if defined(MADV_HUGEPAGE)
-  if (memory != nullptr && alignment == kHugePage)
-    madvise(memory, size, MADV_HUGEPAGE);  // a wish; refusal is fine
+  // A wish, and refusal is fine. What fills no huge page would take one all the same.
+  if (bytes >= 2 * kHugePage) madvise(memory, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
 #endif
   return memory;
 }

@@ -1,0 +1,25 @@
+/**
+ * What a process's resident memory grows by when it loads a model with the library, in bytes, on stdout; a small model, given
+ * first, has loaded the libraries by then. Linux's memory of a process: proc(5), /proc/pid/status.
+ *
+ *   node --import tsx session_memory.ts SMALL MODEL
+ */
+import * as ort from 'onnxruntime-node';
+import fs from 'node:fs';
+import { withQkvGemm } from '../../ts/session/index.js';
+
+function resident(): number {
+  const [, kilobytes] = /^VmRSS:\s+(\d+) kB$/m.exec(fs.readFileSync('/proc/self/status', 'utf8')) ?? [];
+  return Number(kilobytes) * 1024;
+}
+
+const sessions: ort.InferenceSession[] = [];
+async function load(model: string): Promise<number> {
+  const before = resident();
+  sessions.push(await ort.InferenceSession.create(model, withQkvGemm()));
+  return resident() - before;
+}
+
+const [small = '', model = ''] = process.argv.slice(2);
+await load(small);
+console.log(await load(model));
