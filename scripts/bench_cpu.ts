@@ -9,6 +9,7 @@
 import { parseArgs } from 'node:util';
 import type { BlockShape } from '../models/qkv_block.js';
 import { Comparison, TOLERANCE, type Measured } from './bench/compare.js';
+import { nodeOverhead } from './bench/node_overhead.js';
 import { measureLimits, type Limits } from './bench/limits.js';
 import { lastLevelCache, machineLine } from '../ts/bench/machine.js';
 import { duration } from '../ts/bench/timing.js';
@@ -73,11 +74,12 @@ async function bench(
   const say = (line: string): void =>
     console.error(`[${shape.name}, ${((Date.now() - started) / 1000).toFixed(0)} s] ${line}`);
   say('making weights and sessions');
-  const comparison = await Comparison.create(
-    shape,
-    { intraOpNumThreads: threads, interOpNumThreads: 1, executionMode: 'sequential' },
-    { peers },
-  );
+  const sessionOptions = {
+    intraOpNumThreads: threads,
+    interOpNumThreads: 1,
+    executionMode: 'sequential',
+  } as const;
+  const comparison = await Comparison.create(shape, sessionOptions, { peers });
   const limits = measureLimits(threads);
   const rows: string[] = [];
   for (const m of ms) {
@@ -87,6 +89,7 @@ async function bench(
   }
   const overhead = await comparison.callOverhead();
   await comparison.release();
+  const more = await nodeOverhead(shape.k, Math.min(seconds, 2), sessionOptions);
   console.log(
     `\n### ${shape.name}, ${shape.norm === 'layer_norm' ? 'LayerNorm' : 'RMSNorm'}, bias, ${threads} threads\n`,
   );
@@ -106,7 +109,8 @@ async function bench(
       .join(', ')} (${limits.isa}).`,
   );
   console.log(
-    `Times in microseconds per call from JavaScript, of which the call itself takes ${duration(overhead.median)}.\n`,
+    `Times in microseconds per call from JavaScript, of which the call itself takes ${duration(overhead.median)}. A node of one row and ` +
+      `eight columns, norm included, takes ${more.toFixed(1)} us more than a custom op that does nothing.\n`,
   );
   console.log(
     '| M | | median | P10 - P90 | samples | weights GB/s | of memory | GFLOP/s | of peak | times stock | error | against stock |',
