@@ -177,7 +177,7 @@ describe('commands of the demo and the benchmark', () => {
     const half = (m: number): string[] => (m <= 8 ? ['stock graph fp16'] : []); // which is very slow
     const names = (m: number): string[] => [
       ...['stock graph fp32', ...own, ...half(m)],
-      ...['MatMulNBits', 'DynamicQuantizeMatMul'],
+      ...['MatMulNBits', 'DynamicQuantizeMatMul'].flatMap((name) => [name, `fused ${name}`]),
     ];
     const rows = stdout.split('\n').filter((line) => /^\| \d/.test(line));
     expect(rows.map((line) => line.split(' | ').slice(0, 2))).to.deep.equal(

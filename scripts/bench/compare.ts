@@ -18,6 +18,7 @@ import {
 import { dynamicModel, halfModel, nbitsModel } from '../../models/qkv_peers.js';
 import type { Operands } from '../../models/qkv_gemm.js';
 import { DataType } from '../../ts/onnx/tensor.js';
+import { fuseBytes } from '../../ts/rewrite/fuse.js';
 import { relativeDifference } from './difference.js';
 import { roundingOf } from './rounding.js';
 import { pick, sampledOperands, sampledReference, sampleOf } from './sample.js';
@@ -45,8 +46,17 @@ export function toleranceOf(name: Contender['name']): number {
   return TOLERANCE + roundingOf(types[name] ?? DataType.float);
 }
 
-/** Those whose rows are rounded to 8 bits: ONNX Runtime's operators for such weights, and this one asked to. */
-const QUANTISED = ['MatMulNBits', 'DynamicQuantizeMatMul', 'int8 x int8'] as const;
+/**
+ * Those whose rows or weights are rounded to 8 bits otherwise than the int8 node's: this operator asked to, ONNX Runtime's
+ * operators for such weights, and what the rewriter makes of those.
+ */
+const QUANTISED = [
+  'int8 x int8',
+  'MatMulNBits',
+  'fused MatMulNBits',
+  'DynamicQuantizeMatMul',
+  'fused DynamicQuantizeMatMul',
+] as const;
 
 export interface Contender {
   name: 'stock' | 'stock fp16' | BlockWeightType | (typeof QUANTISED)[number];
@@ -101,8 +111,16 @@ export class Comparison {
       add('int8 x int8', await ort.InferenceSession.create(own, withQkvGemm(options)), int8);
       const half = await ort.InferenceSession.create(halfModel(block), options);
       add('stock fp16', half, storedOperands(block, 'fp16'));
-      add('MatMulNBits', await ort.InferenceSession.create(nbitsModel(block), options), int8);
-      add('DynamicQuantizeMatMul', await ort.InferenceSession.create(dynamicModel(block), options), int8);
+      for (const [name, model] of [
+        ['MatMulNBits', nbitsModel(block)],
+        ['DynamicQuantizeMatMul', dynamicModel(block)],
+      ] as const) {
+        add(name, await ort.InferenceSession.create(model, options), int8);
+        const fused = fuseBytes(model, { targets: ['qkv', 'mlp'] });
+        if (fused.report.fused.length !== 1)
+          throw new Error(`the ${name} model was not fused: ${JSON.stringify(fused.report.refused)}`);
+        add(`fused ${name}`, await ort.InferenceSession.create(fused.model, withQkvGemm(options)), int8);
+      }
     }
     return new Comparison(block, contenders, await ort.InferenceSession.create(emptyModel(shape), options));
   }

@@ -11,25 +11,33 @@ const library = path.resolve(
   path.dirname(fileURLToPath(import.meta.url)),
   ...['..', '..', 'build', 'Release', 'libqkvgemm_no_op.so'],
 );
-const NODES = 64;
+const NODES = 8;
 /** So few that the product takes no time to speak of. */
 const COLUMNS = 8;
 
-/** Nodes that have nothing to do with each other, so that a call's own cost is shared among many. */
+/** Nodes that have nothing to do with each other; so few that all their weights stay in a processor's own cache. */
 function model(k: number, fused: boolean): Uint8Array {
   const domain = fused ? 'com.deepspeed' : 'com.deepspeed.bench';
   const builder = new ModelBuilder({ [domain]: 1 });
   builder.input('x', [1, k]);
-  const inputs = ['x', builder.floats('w', [k, COLUMNS], uniform(k * COLUMNS, 0.1, 1))];
-  inputs.push(
-    builder.floats('gamma', [k], uniform(k, 0.5, 2, 1)),
-    builder.floats('beta', [k], uniform(k, 0.5, 3)),
-  );
-  inputs.push(builder.floats('bias', [COLUMNS], uniform(COLUMNS, 0.5, 4)));
+  const operand = (name: string, ...dims: readonly number[]): string =>
+    builder.floats(
+      name,
+      dims,
+      uniform(
+        dims.reduce((product, dim) => product * dim, 1),
+        0.1,
+        dims.length,
+      ),
+    );
+  const operands = (): string[] => [
+    operand('weight', k, COLUMNS),
+    ...[operand('gamma', k), operand('beta', k), operand('bias', COLUMNS)],
+  ];
+  const inputs = ['x', ...(fused ? operands() : [])];
   for (let i = 0; i < NODES; i++) {
-    if (fused)
-      builder.node('QKVGemm', inputs, [`y${i}`], { domain, attributes: { epsilon: { float: EPSILON } } });
-    else builder.node('NoOp', ['x'], [`y${i}`], { domain, attributes: { columns: { integer: COLUMNS } } });
+    const attributes = fused ? { epsilon: { float: EPSILON } } : { columns: { integer: COLUMNS } };
+    builder.node(fused ? 'QKVGemm' : 'NoOp', inputs, [`y${i}`], { domain, attributes });
     builder.output(`y${i}`, [1, COLUMNS]);
   }
   return builder.finish();
@@ -37,7 +45,7 @@ function model(k: number, fused: boolean): Uint8Array {
 
 /**
  * Microseconds that a node of one row, LayerNorm, bias and eight columns takes more than a custom op that does nothing, norm
- * and product included: the medians of models of 64 such nodes, in turn.
+ * and product included: the medians of models of eight such nodes, in turn.
  */
 export async function nodeOverhead(
   k: number,

@@ -2,11 +2,13 @@
 import { Html, markup, type Content } from '../../ts/report/html.js';
 import { COLOURS, DRAWN } from '../../ts/report/style.js';
 
-/** Lines of the pictures alone: six series, and what is written beside them. */
+/** Lines of the pictures alone: seven series, and what is written beside them. */
 const OWN = `
 .page { fill: var(--page); } .title { font-weight: 700; } .note { fill: var(--soft); font-size: 11px; }
 .s0 { stroke: var(--a); } .s1 { stroke: var(--b); } .s2 { stroke: var(--good); } .s3 { stroke: var(--warn); } .s4 { stroke: var(--soft); }
+.s5 { stroke: var(--bad); } .s6 { stroke: var(--text); }
 .f0 { fill: var(--a); } .f1 { fill: var(--b); } .f2 { fill: var(--good); } .f3 { fill: var(--warn); } .f4 { fill: var(--soft); }
+.f5 { fill: var(--bad); } .f6 { fill: var(--text); }
 .peer { stroke: var(--text); stroke-dasharray: 5 4; }
 `;
 
