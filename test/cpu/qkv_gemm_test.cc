@@ -12,6 +12,7 @@
 #include <string>
 
 #include "ops/cpu/plan.h"
+#include "test/cpu/report.h"
 #include "test/kernels/check.h"
 #include "test/kernels/cpu_arithmetic.h"
 #include "test/kernels/pool.h"
@@ -33,8 +34,7 @@ using namespace qkvgemm::support;
 
 namespace {
 
-int failures = 0;
-int64_t cases = 0, elements = 0;
+int64_t elements = 0;
 unsigned share = 1;
 
 // Is this case one of those that a share of them leaves out?
@@ -44,10 +44,6 @@ bool LeftOut(std::mt19937& random) { return share > 1 && random() % share != 0; 
 std::string Describe(const Case& c, Isa isa, bool packed, int threads) {
   return std::string(IsaName(isa)) + " " + Describe(c) + (packed ? " packed" : " unpacked") +
          " threads=" + std::to_string(threads);
-}
-
-void Fail(const std::string& what) {
-  if (++failures <= 20) std::printf("FAIL %s\n", what.c_str());
 }
 
 // Runs one case and checks every element of every output; returns the bytes of the outputs.
@@ -287,6 +283,21 @@ void TestOverflow(Isa isa, std::mt19937& random) {
     }
 }
 
+// Several row tiles, each of which comes back to its sums for every block of K, of the longest that a plan
+// has.
+void TestDeepTiles(Isa isa, std::mt19937& random) {
+  for (DType tw : {DType::kFloat, DType::kFloat16, DType::kBFloat16, DType::kInt8})
+    for (bool quant : {false, true}) {
+      if (quant && tw != DType::kInt8) continue;
+      Case c;
+      c.p.m = 2 * kMatrixRows + 5, c.p.k = 4 * kMatrixKBlock + 66, c.p.n = 35;
+      c.p.tw = tw, c.p.activation_quant = quant;
+      if (tw == DType::kInt8) c.p.scale_layout = ScaleLayout::kColumnGroups, c.p.scale_groups = c.p.n;
+      c.splits = Split(c.p.n, 2);
+      RunAll(c, isa, random);
+    }
+}
+
 void TestLargeBlocks(Isa isa, std::mt19937& random) {
   Case c;  // more rows than one pass takes
   c.p.m = kMaxRowBlock + 3, c.p.k = 24, c.p.n = 40;
@@ -310,106 +321,6 @@ void TestConversions() {
       Fail("bfloat16 NaN is lost");
   }
   cases += 65536;
-}
-
-// What products are of, by instruction set, weights and rows.
-void TestOperands() {
-  struct Expected {
-    Isa isa;
-    DType tw;
-    bool quant;
-    int64_t block, m;
-    Operand operand;
-    int digits;
-    bool matrix, widen;
-    int group;
-  };
-  constexpr Operand kF = Operand::kFloat, kB = Operand::kBFloat16, kI = Operand::kInt8;
-  const Expected table[] = {
-      {Isa::kAvx512, DType::kInt8, false, 0, 512, kF, 1, false, true, 1},
-      {Isa::kAvx512, DType::kInt8, true, 0, 1, kF, 1, false, false, 1},
-      {Isa::kAvxVnni, DType::kInt8, false, 0, 512, kI, 2, false, false, 4},
-      {Isa::kAvx512Vnni, DType::kInt8, true, 0, 512, kI, 1, false, false, 4},
-      {Isa::kAvx512Vnni, DType::kBFloat16, false, 0, 512, kF, 1, false, true, 1},
-      {Isa::kAvx512Bf16, DType::kBFloat16, false, 0, 4, kF, 1, false, false, 2},
-      {Isa::kAvx512Bf16, DType::kBFloat16, false, 0, 5, kB, 1, false, false, 2},
-      {Isa::kAvx512Bf16, DType::kInt8, false, 0, 4, kI, 3, false, false, 4},
-      {Isa::kAvx512Bf16, DType::kInt8, false, 0, 5, kI, 2, false, false, 4},
-      {Isa::kAvx512Bf16, DType::kInt8, false, 6, 512, kF, 1, false, true, 1},
-      {Isa::kAvx512Bf16, DType::kFloat16, false, 0, 512, kF, 1, false, true, 1},
-      {Isa::kNeonDot, DType::kInt8, false, 12, 512, kI, 2, false, false, 4},
-      {Isa::kNeonI8mm, DType::kBFloat16, false, 0, 512, kF, 1, false, true, 1},
-      {Isa::kNeonI8mm, DType::kInt8, true, 0, 1, kI, 1, true, false, 8},
-      {Isa::kNeonI8mm, DType::kInt8, false, 8, 512, kI, 2, true, false, 8},
-      {Isa::kNeonI8mm, DType::kInt8, false, 12, 512, kF, 1, false, true, 1},
-      {Isa::kNeonBf16, DType::kBFloat16, false, 0, 4, kF, 1, false, false, 4},
-      {Isa::kNeonBf16, DType::kBFloat16, false, 0, 5, kB, 1, true, false, 4},
-      {Isa::kNeonBf16, DType::kInt8, false, 0, 4, kI, 3, true, false, 8},
-      {Isa::kAmx, DType::kBFloat16, false, 0, 4, kF, 1, false, false, 2},
-      {Isa::kAmx, DType::kBFloat16, false, 0, 5, kB, 1, true, false, 2},
-      {Isa::kAmx, DType::kInt8, true, 0, 8, kI, 1, false, false, 4},
-      {Isa::kAmx, DType::kInt8, true, 0, 9, kI, 1, true, false, 4},
-      {Isa::kAmx, DType::kInt8, false, 64, 512, kI, 2, true, false, 4},
-      {Isa::kAmx, DType::kInt8, true, 32, 512, kI, 1, false, false, 4},
-      {Isa::kAmx, DType::kInt8, true, 64, 512, kI, 1, true, false, 4},
-  };
-  for (const Expected& e : table) {
-    Problem p;
-    p.m = e.m, p.k = 384, p.n = 768, p.tw = e.tw, p.activation_quant = e.quant, p.scale_block = e.block;
-    if (e.tw == DType::kInt8)
-      p.scale_layout = e.block == 0 ? ScaleLayout::kColumnGroups : ScaleLayout::kBlocks;
-    const Plan plan = MakePlan(p, e.isa, 2);
-    if (plan.operand != e.operand || plan.digits != e.digits || (plan.run > 1) != e.matrix ||
-        plan.widen != e.widen || FormatOf(p, e.isa).group != e.group)
-      Fail(std::string("operands of ") + IsaName(e.isa) + ", " + std::to_string(e.m) +
-           " rows: " + ToString(plan));
-  }
-  Problem deep;  // rows on matrix registers are to stay in the second cache level
-  deep.m = 2048, deep.k = 8192, deep.n = 768, deep.tw = DType::kBFloat16;
-  const Plan plan = MakePlan(deep, Isa::kAmx, 2);
-  if (plan.block_rows > 64 || plan.row_blocks * plan.block_rows < deep.m)
-    Fail("plan for deep rows on matrix registers: " + ToString(plan));
-}
-
-void TestPlan() {
-  Problem p;
-  p.m = 1, p.k = 4096, p.n = 12288;
-  const Plan one = MakePlan(p, Isa::kAvx512, 2);
-  if (one.widen || one.gemm_tasks < 2 || one.row_blocks != 1) Fail("plan for one row: " + ToString(one));
-  p.m = kMaxRowBlock + 1;
-  const Plan two = MakePlan(p, Isa::kAvx512, 2);
-  if (two.widen || two.operand != Operand::kFloat || two.row_blocks != 2 || two.block_rows > kMaxRowBlock)
-    Fail("plan for many rows: " + ToString(two));
-  for (const Choice& choice : Choices(p, Isa::kAvx512, 2)) {
-    if (ParseChoice(ToString(choice)) != choice) Fail("choice " + ToString(choice) + " is not read back");
-    const Plan plan = MakePlan(p, Isa::kAvx512, 2, choice);
-    if (plan.block_rows > kMaxRowBlock || plan.row_blocks * plan.block_rows < p.m)
-      Fail("plan for " + ToString(choice) + ": " + ToString(plan));
-  }
-  if (Choices(p, Isa::kAvx512, 2).size() < 5 || Choices(p, Isa::kAvx512, 2).front() != Choice{})
-    Fail("choices for many rows");
-  if (ParseChoice("") || ParseChoice("tasks 3 a thread, row blocks x1, norm by size"))
-    Fail("a choice that is none");
-  TestOperands();
-  p.m = 1, p.k = 8, p.n = 8;
-  if (Choices(p, Isa::kAvx512, 16).size() != 1) Fail("a tiny problem leaves no choice");
-  if (MakePlan(p, Isa::kAvx512, 16).gemm_tasks != 1) Fail("a tiny problem is one task");
-  for (int64_t rows : {1, 13, 14, 15, 27, 640}) {
-    const RowTiles tiles(rows, 14);
-    int64_t at = 0;
-    for (int64_t t = 0; t < tiles.count; ++t) {
-      const int64_t count = tiles.Begin(t + 1) - tiles.Begin(t);
-      if (tiles.Begin(t) != at || count < 1 || count > 14) Fail("row tiles of " + std::to_string(rows));
-      at += count;
-    }
-    if (at != rows) Fail("row tiles of " + std::to_string(rows) + " do not cover them");
-  }
-  std::string error;
-  Isa isa;
-  if (SelectIsa("sse9", &isa, &error) || error.find("sse9") == std::string::npos)
-    Fail("an unknown instruction set is accepted");
-  if (!SelectIsa("scalar", &isa, &error) || isa != Isa::kScalar) Fail("scalar cannot be forced");
-  ++cases;
 }
 
 }  // namespace
@@ -444,6 +355,7 @@ int main(int argc, char** argv) {
     TestNotFinite(isa, random);
     TestZeroRows(isa, random);
     TestOverflow(isa, random);
+    TestDeepTiles(isa, random);
     TestLargeBlocks(isa, random);
     std::printf("%s: %lld cases, %lld elements so far, %d failures\n", IsaName(isa),
                 static_cast<long long>(cases), static_cast<long long>(elements), failures);
