@@ -12,6 +12,7 @@ import { worstDifference } from '../scripts/bench/difference.js';
 import { copies, placement } from '../scripts/bench/gpu/profile.js';
 import { DataType } from '../ts/onnx/tensor.js';
 import { fuseBytes } from '../ts/rewrite/fuse.js';
+import { cudaDevices } from '../ts/session/addon.js';
 import { withQkvGemm } from '../ts/session/index.js';
 import { whyNoGpu } from './support/cuda.js';
 import { SECTIONS } from './support/op_cases.js';
@@ -121,9 +122,18 @@ describe('the CUDA provider', function () {
     }
   });
 
-  for (const fed of [[], ['weight']] as const) {
-    const what = fed.length > 0 ? 'fed' : 'constant';
-    it(`takes any number of rows, in turn and at once; weights ${what}`, async () => {
+  for (const [fed, devices] of [
+    [[], 1],
+    [['weight'], 1],
+    [[], 2],
+    [['weight'], 2],
+  ] as const) {
+    const what = `weights ${fed.length > 0 ? 'fed' : 'constant'}, ${devices === 1 ? 'a device' : 'two devices'}`;
+    it(`takes any number of rows, in turn and at once; ${what}`, async function () {
+      if (cudaDevices().length < devices) {
+        console.log(`      (there are not ${devices} CUDA devices)`);
+        this.skip();
+      }
       const spec: QkvGemmSpec = {
         dims: [2, 3, 40],
         n: 44,
@@ -137,19 +147,26 @@ describe('the CUDA provider', function () {
       };
       const operands = randomOperands(spec);
       const { bytes } = qkvGemmModel(spec, operands, { inputDims: ['batch', 'sequence', 40] });
-      const session = await ort.InferenceSession.create(bytes, withQkvGemm(cuda));
+      const sessions: ort.InferenceSession[] = [];
+      for (let deviceId = 0; deviceId < devices; deviceId++) {
+        const executionProviders = [{ name: 'cuda', deviceId }] as const;
+        sessions.push(
+          await ort.InferenceSession.create(bytes, withQkvGemm({ ...quiet, executionProviders })),
+        );
+      }
       const runs = [[1, 1], [5, 9], [0, 4], [1, 97], [2, 3], [1, 700], [1, 1]].map((lead, seed) => {
         const form = { ...spec, dims: [...lead, 40] };
         const own = { ...operands, input: randomOperands(form, seed + 2).input };
         const expected = reference(form, own, 'deviations', 'T');
         const { feeds } = qkvGemmModel(form, own);
         return async (): Promise<void> => {
-          expect(mismatches(expected, await runSession(session, feeds)), String(lead)).to.deep.equal([]);
+          for (const own of await Promise.all(sessions.map((session) => runSession(session, feeds))))
+            expect(mismatches(expected, own), String(lead)).to.deep.equal([]);
         };
       }); // prettier-ignore
       for (const run of runs) await run();
       for (let round = 0; round < 20; round++) await Promise.all([...runs, ...runs].map((run) => run()));
-      await session.release();
+      for (const session of sessions) await session.release();
     });
   }
 
