@@ -4,6 +4,8 @@
 //
 //   qkvgemm_bench [threads] [K N]...
 //   qkvgemm_bench --limits [threads]    the machine's limits alone, as JSON
+//   qkvgemm_bench --choices [threads] [K N]...    what each choice that plans leave open takes, in turn, with
+//                                                 the weights out of the first two cache levels
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -183,6 +185,70 @@ constexpr Form kForms[] = {{"float32", DType::kFloat, DType::kFloat, false, 0},
                            {"int8 x int8", DType::kFloat, DType::kInt8, true, 0},
                            {"the same by 64", DType::kFloat, DType::kInt8, true, 64}};
 
+// A problem of a form, with operands for up to `rows` rows.
+Case MakeCase(const Form& form, int64_t rows, int64_t k, int64_t n) {
+  Case c;
+  c.p.m = rows, c.p.k = k, c.p.n = n;
+  c.p.t = form.activations, c.p.tw = form.type;
+  c.p.activation_quant = form.activation_quant;
+  c.splits = {n};
+  if (c.p.tw == DType::kInt8 && form.block == 0)
+    c.p.scale_layout = ScaleLayout::kColumnGroups, c.p.scale_groups = n;
+  if (form.block != 0) c.p.scale_layout = ScaleLayout::kBlocks, c.p.scale_block = form.block;
+  std::mt19937 random(7);
+  c.Fill(random);
+  return c;
+}
+
+std::unique_ptr<void, FreeDeleter> PackCase(Case& c, Isa isa, const ThreadPool& pool) {
+  std::unique_ptr<void, FreeDeleter> packed(AllocatePacked(PackedBytes(c.p, isa)));
+  Pack(c.p, c.GetOperands(), isa, pool, packed.get());
+  return packed;
+}
+
+bool BenchChoices(int64_t k, int64_t n, Isa isa, const ThreadPool& pool) {
+  constexpr size_t kCacheBytes = size_t{4} << 20;
+  std::vector<char> cache(kCacheBytes * static_cast<size_t>(pool.threads));
+  const auto empty_caches = [&] {
+    pool.run(
+        pool.state, static_cast<size_t>(pool.threads),
+        [](void* data, size_t i) {
+          for (size_t at = 0; at < kCacheBytes; at += 64) ++static_cast<char*>(data)[i * kCacheBytes + at];
+        },
+        cache.data());
+  };
+  for (const Form& form : kForms) {
+    if (form.block != 0 && k % form.block != 0) continue;
+    Case c = MakeCase(form, 2048, k, n);
+    const Operands o = c.GetOperands();
+    const auto packed = PackCase(c, isa, pool);
+    for (int64_t m : {1, 4, 14, 64, 512, 2048}) {
+      c.p.m = m;
+      const std::vector<Choice> choices = Choices(c.p, isa, pool.threads);
+      std::vector<std::vector<double>> times(choices.size());
+      constexpr int kRounds = 25;
+      for (int round = 0; round < kRounds; ++round)
+        for (size_t i = 0; i < choices.size(); ++i) {
+          Buffer scratch(ScratchBytes(c.p, isa, pool.threads, true, choices[i]));
+          empty_caches();
+          const auto start = std::chrono::steady_clock::now();
+          Run(c.p, o, packed.get(), isa, pool, scratch.Data(), choices[i]);
+          times[i].push_back(
+              std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count());
+          if (round == 0 && !Verify(c, MakePlan(c.p, isa, pool.threads, choices[i]))) return false;
+        }
+      for (size_t i = 0; i < choices.size(); ++i) {
+        std::ranges::sort(times[i]);
+        std::printf("%-14s K=%lld N=%lld M=%-5lld %9.1f us, median %9.1f  %s: %s\n", form.name,
+                    static_cast<long long>(k), static_cast<long long>(n), static_cast<long long>(m),
+                    times[i][kRounds / 10], times[i][kRounds / 2], ToString(choices[i]).c_str(),
+                    ToString(MakePlan(c.p, isa, pool.threads, choices[i])).c_str());
+      }
+    }
+  }
+  return true;
+}
+
 bool Bench(int64_t k, int64_t n, Isa isa, const ThreadPool& pool, double bandwidth,
            const double (&peaks)[3]) {
   std::printf("\nK=%lld N=%lld, %s, %d threads, read bandwidth %.1f GB/s, GFLOP/s of registers: float %.0f",
@@ -193,21 +259,11 @@ bool Bench(int64_t k, int64_t n, Isa isa, const ThreadPool& pool, double bandwid
   std::printf("\n%-14s %5s %-8s %10s %10s %8s %9s %6s %7s\n", "weights", "M", "as", "fastest us", "median us",
               "GB/s", "GFLOP/s", "of BW", "of peak");
   for (const Form& form : kForms) {
-    Case c;
-    c.p.k = k, c.p.n = n;
-    c.p.t = form.activations, c.p.tw = form.type;
-    c.p.activation_quant = form.activation_quant;
-    c.splits = {n};
-    if (c.p.tw == DType::kInt8 && form.block == 0)
-      c.p.scale_layout = ScaleLayout::kColumnGroups, c.p.scale_groups = n;
-    if (form.block != 0) c.p.scale_layout = ScaleLayout::kBlocks, c.p.scale_block = form.block;
     if (form.block != 0 && k % form.block != 0) continue;
-    c.p.m = 2048;
-    std::mt19937 random(7);
-    c.Fill(random);
+    Case c = MakeCase(form, 2048, k, n);
     const Operands o = c.GetOperands();
     const size_t bytes = PackedBytes(c.p, isa);
-    std::unique_ptr<void, FreeDeleter> packed(AllocatePacked(bytes));
+    const auto packed = PackCase(c, isa, pool);
     const double pack = Time([&] { Pack(c.p, o, isa, pool, packed.get()); }).fastest;
     std::printf("%-14s packed in %.1f ms, %.1f GB/s\n", form.name, pack / 1e3,
                 static_cast<double>(bytes) / pack / 1e3);
@@ -240,8 +296,13 @@ bool Bench(int64_t k, int64_t n, Isa isa, const ThreadPool& pool, double bandwid
 }  // namespace
 
 int main(int argc, char** argv) {
-  const bool limits = argc > 1 && std::string(argv[1]) == "--limits";
-  if (limits) --argc, ++argv;
+  const std::string option = argc > 1 && argv[1][0] == '-' ? argv[1] : "";
+  if (!option.empty()) --argc, ++argv;
+  const bool limits = option == "--limits", choices = option == "--choices";
+  if (!option.empty() && !limits && !choices) {
+    std::fprintf(stderr, "unknown option %s; there are --limits and --choices\n", option.c_str());
+    return 2;
+  }
   const int threads = argc > 1 ? std::atoi(argv[1]) : 2;
   SpinningPool pool(std::max(1, threads));
   std::string error;
@@ -250,9 +311,9 @@ int main(int argc, char** argv) {
     std::printf("%s\n", error.c_str());
     return 1;
   }
-  const double bandwidth = ReadBandwidth(pool.pool);
-  double peaks[3];
-  for (int i = 0; i < 3; ++i) peaks[i] = PeakOf(static_cast<Operand>(i), isa, pool.pool);
+  const double bandwidth = choices ? 0 : ReadBandwidth(pool.pool);
+  double peaks[3] = {};
+  for (int i = 0; i < 3 && !choices; ++i) peaks[i] = PeakOf(static_cast<Operand>(i), isa, pool.pool);
   if (limits) {
     std::printf("{\"isa\": \"%s\", \"gbPerSecond\": %.1f, \"gflops\": {\"float\": %.1f", IsaName(isa),
                 bandwidth, peaks[0]);
@@ -261,7 +322,9 @@ int main(int argc, char** argv) {
     std::printf("}}\n");
     return 0;
   }
-  const auto bench = [&](int64_t k, int64_t n) { return Bench(k, n, isa, pool.pool, bandwidth, peaks); };
+  const auto bench = [&](int64_t k, int64_t n) {
+    return choices ? BenchChoices(k, n, isa, pool.pool) : Bench(k, n, isa, pool.pool, bandwidth, peaks);
+  };
   bool ok = true;
   if (argc < 4) ok = bench(768, 2304) && bench(4096, 12288);
   for (int i = 2; ok && i + 1 < argc; i += 2) ok = bench(std::atoll(argv[i]), std::atoll(argv[i + 1]));

@@ -40,6 +40,13 @@ struct Rows {
   int64_t blocks;
 };
 
+// What a task multiplies of a panel: some row tiles, and some of K.
+struct Part {
+  int64_t first_tile, end_tile;
+  // Multiples of what lies together, of a row and of W, and of a block of scales; or the panel's k.
+  int64_t first_k, end_k;
+};
+
 // Statistics of one row, float32: x_hat = (x - mean) * rstd.
 struct RowNorm {
   NormType norm;
@@ -80,8 +87,13 @@ struct Kernels {
   // A row in fixed point: x = step * sum over d of 256^(digits - 1 - d) q[d], rounded to nearest, with a step
   // that gives the largest |x| 127 in the first digit. Returns the step, NaN where the row is not finite.
   float (*split_row)(const float* x, int64_t k, int digits, int8_t* q);  // q [digits][k]
-  // A * W for one panel, handed over tile by tile. `widen`: as in Plan; c: [rows][digits][nr], for sums.
-  void (*multiply)(const Rows& rows, const Panel& panel, bool widen, float* c, const Receiver& receiver);
+  // A part of A * W for one panel, handed over tile by tile. `widen`: as in Plan; c: [rows of the part]
+  // [digits][nr], for sums. Without a receiver they stay there as they are, float or int32.
+  void (*multiply)(const Rows& rows, const Panel& panel, const Part& part, bool widen, float* c,
+                   const Receiver* receiver);
+  // Adds up what was left of `parts` parts of K, [parts][rows][digits][nr], in their order, and hands it
+  // over.
+  void (*combine)(const Rows& rows, const Panel& panel, float* sums, int64_t parts, const Receiver& receiver);
   // For benchmarks: multiplies registers with each other and returns how many products it made, a multiple of
   // `steps`. `sink` [nr] is read and written.
   int64_t (*spin)(Operand operand, int64_t steps, uint32_t* sink);

@@ -150,13 +150,13 @@ class MatrixTiles {
   int rows_ = 0;  // that the registers are configured for
 };
 
-void MultiplyOnMatrices(const Rows& rows, const Panel& panel, bool widen, float* c,
-                        const Receiver& receiver) {
-  if (!rows.matrix) return MultiplyVectors(rows, panel, widen, c, receiver);
+void MultiplyOnMatrices(const Rows& rows, const Panel& panel, const Part& part, bool widen, float* c,
+                        const Receiver* receiver) {
+  if (!rows.matrix) return MultiplyVectors(rows, panel, part, widen, c, receiver);
   MatrixTiles tiles;
   if (rows.operand == Operand::kBFloat16)
-    return MultiplyWith<Operand::kBFloat16>(rows, panel, widen, c, receiver, tiles);
-  MultiplyWith<Operand::kInt8>(rows, panel, widen, c, receiver, tiles);
+    return MultiplyWith<Operand::kBFloat16>(rows, panel, part, widen, c, receiver, tiles);
+  MultiplyWith<Operand::kInt8>(rows, panel, part, widen, c, receiver, tiles);
 }
 
 template <Operand kOperand>

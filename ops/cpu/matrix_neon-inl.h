@@ -110,13 +110,14 @@ struct PairTiles {
   }
 };
 
-void MultiplyMatrices(const Rows& rows, const Panel& panel, bool widen, float* c, const Receiver& receiver) {
-  if (!rows.matrix) return MultiplyVectors(rows, panel, widen, c, receiver);
+void MultiplyMatrices(const Rows& rows, const Panel& panel, const Part& part, bool widen, float* c,
+                      const Receiver* receiver) {
+  if (!rows.matrix) return MultiplyVectors(rows, panel, part, widen, c, receiver);
   PairTiles tiles;
   if constexpr (DotOf(kThisIsa).bfloat16)
     if (rows.operand == Operand::kBFloat16)
-      return MultiplyWith<Operand::kBFloat16>(rows, panel, widen, c, receiver, tiles);
-  MultiplyWith<Operand::kInt8>(rows, panel, widen, c, receiver, tiles);
+      return MultiplyWith<Operand::kBFloat16>(rows, panel, part, widen, c, receiver, tiles);
+  MultiplyWith<Operand::kInt8>(rows, panel, part, widen, c, receiver, tiles);
 }
 
 template <Operand kOperand>

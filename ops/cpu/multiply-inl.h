@@ -52,6 +52,39 @@ void Finish(const Rows& rows, const Panel& panel, int64_t first_row, int64_t cou
     }
 }
 
+// A row tile's sums over a whole column of W, to whom results go.
+template <Operand kOperand>
+void HandOver(const Rows& rows, const Panel& panel, int64_t first_row, int64_t count, float* sums,
+              const Receiver& receiver) {
+  if (panel.scale != nullptr && (panel.block == 0 || kOperand == Operand::kInt8))
+    Finish<kOperand>(rows, panel, first_row, count, sums);
+  receiver.take(receiver.context, first_row, {sums, count, kTile.nr});
+}
+
+template <Operand kOperand>
+void CombineAs(const Rows& rows, const Panel& panel, float* sums, int64_t parts, const Receiver& receiver) {
+  const int64_t size = rows.count * rows.digits * kTile.nr;
+  for (int64_t part = 1; part < parts; ++part)
+    for (int64_t i = 0; i < size; i += kLanes) {
+      float* const to = sums + i;
+      const float* const from = to + part * size;
+      if (kOperand == Operand::kInt8 && panel.block == 0) {
+        (Lanes::Load(to) + Lanes::Load(from)).Store(reinterpret_cast<uint32_t*>(to));
+      } else {
+        (Vec::Load(to) + Vec::Load(from)).Store(to);
+      }
+    }
+  HandOver<kOperand>(rows, panel, 0, rows.count, sums, receiver);
+}
+
+void Combine(const Rows& rows, const Panel& panel, float* sums, int64_t parts, const Receiver& receiver) {
+  constexpr Dot kDot = DotOf(kThisIsa);
+  if constexpr (kDot.int8)
+    if (rows.operand == Operand::kInt8) return CombineAs<Operand::kInt8>(rows, panel, sums, parts, receiver);
+  // Sums of bfloat16 are float.
+  CombineAs<Operand::kFloat>(rows, panel, sums, parts, receiver);
+}
+
 // The panel's k in [begin, begin + depth), within one block of scales, as float.
 void Widen(const Panel& panel, const float* zero_point, int64_t begin, int64_t depth, uint32_t* target) {
   const auto widen = [&]<typename L, bool kZeroPoint>() {
@@ -80,41 +113,45 @@ void Widen(const Panel& panel, const float* zero_point, int64_t begin, int64_t d
 
 // `register_tiles` multiplies one register tile: see VectorTiles.
 template <Operand kOperand, typename TilesT>
-void MultiplyWith(const Rows& rows, const Panel& panel, bool widen, float* c, const Receiver& receiver,
-                  TilesT& register_tiles) {
+void MultiplyWith(const Rows& rows, const Panel& panel, const Part& part, bool widen, float* c,
+                  const Receiver* receiver, TilesT& register_tiles) {
   constexpr int kDepth = DepthOf(kOperand);
   alignas(64) uint32_t wide[kKBlock * kTile.nr];
   const RowTiles tiles(rows.count, TilesT::kMr / rows.digits);
+  const int64_t first_row = tiles.Begin(part.first_tile), tile_count = part.end_tile - part.first_tile;
   const int64_t digits = rows.digits;
   const int64_t scale_depth = panel.block ? panel.block : panel.k;
   // One tile reads W once, in pieces as long as scales allow; and integers are corrected for a whole block.
+  // A tile is summed up alike whatever part it is in.
   const bool whole = (tiles.count == 1 && !widen) || (kOperand == Operand::kInt8 && panel.block != 0);
   const int64_t most = whole ? panel.k : int64_t{TilesT::kLanesOfK} * kDepth;
-  const int64_t sharers = std::min(tiles.count, kSharers);
+  const int64_t sharers = std::min(tile_count, kSharers);
   MicroArguments arguments{};
   arguments.next_step = kTile.nr * kDepth * static_cast<int64_t>(SizeOf(panel.tw)) / sharers;
   arguments.row_sums_step = rows.blocks;
-  const bool finish = panel.scale != nullptr && (panel.block == 0 || kOperand == Operand::kInt8);
   if (panel.k == 0) {
-    std::fill(c, c + rows.count * kTile.nr, 0.0f);
-    receiver.take(receiver.context, 0, {c, rows.count, kTile.nr});
+    const int64_t count = tiles.Begin(part.end_tile) - first_row;
+    std::fill(c, c + count * kTile.nr, 0.0f);
+    receiver->take(receiver->context, first_row, {c, count, kTile.nr});
   }
-  for (int64_t k0 = 0, depth; k0 < panel.k; k0 += depth) {
+  for (int64_t k0 = part.first_k, depth; k0 < part.end_k; k0 += depth) {
     const int64_t b = k0 / scale_depth;
-    depth = std::min({most, (b + 1) * scale_depth - k0, panel.k - k0});
+    depth = std::min({most, (b + 1) * scale_depth - k0, part.end_k - k0});
     arguments.zero_point = panel.zero_point ? panel.zero_point + b * panel.stride : nullptr;
     arguments.scale = panel.block ? panel.scale + b * panel.stride : nullptr;
     if constexpr (kOperand == Operand::kFloat)
       if (widen) Widen(panel, arguments.zero_point, k0, depth, wide);
     arguments.weight = widen ? reinterpret_cast<const char*>(wide) : WeightAt(panel, k0);
-    arguments.accumulate = k0 > 0;
+    arguments.accumulate = k0 > part.first_k;
     // The next block of this panel, or the first of the next panel, lies right behind. (Past the last one
     // this asks for memory that is not W's, which a prefetch may.)
     const char* next = WeightAt(panel, k0 + depth);
-    for (int64_t t = 0; t < tiles.count; ++t) {
-      const int64_t begin = tiles.Begin(t), count = tiles.Begin(t + 1) - begin;
+    for (int64_t t = 0; t < tile_count; ++t) {
+      const int64_t begin = tiles.Begin(part.first_tile + t);
+      const int64_t count = tiles.Begin(part.first_tile + t + 1) - begin;
+      float* const sums = c + (begin - first_row) * digits * kTile.nr;
       arguments.rows = rows.lanes + digits * (begin * panel.k + k0 * count) / kDepth;
-      arguments.sums = reinterpret_cast<uint32_t*>(c) + begin * digits * kTile.nr;
+      arguments.sums = reinterpret_cast<uint32_t*>(sums);
       arguments.row_sums = rows.sums + begin * digits * rows.blocks + b;
       arguments.next = next + t * (depth / kDepth) * arguments.next_step;
       const W form = !widen && (tiles.count == 1 || !IsNative<kOperand>(panel)) ? W::kPacked
@@ -122,10 +159,8 @@ void MultiplyWith(const Rows& rows, const Panel& panel, bool widen, float* c, co
                                                                                 : W::kCached;
       register_tiles.template Multiply<kOperand>(panel, form, depth, static_cast<int>(count * digits),
                                                  arguments);
-      if (k0 + depth < panel.k) continue;
-      float* const results = c + begin * digits * kTile.nr;
-      if (finish) Finish<kOperand>(rows, panel, begin, count, results);
-      receiver.take(receiver.context, begin, {results, count, kTile.nr});
+      if (k0 + depth == part.end_k && receiver != nullptr)
+        HandOver<kOperand>(rows, panel, begin, count, sums, *receiver);
     }
   }
 }
@@ -143,16 +178,17 @@ struct VectorTiles {
   }
 };
 
-void MultiplyVectors(const Rows& rows, const Panel& panel, bool widen, float* c, const Receiver& receiver) {
+void MultiplyVectors(const Rows& rows, const Panel& panel, const Part& part, bool widen, float* c,
+                     const Receiver* receiver) {
   constexpr Dot kDot = DotOf(kThisIsa);
   VectorTiles tiles;
   if constexpr (kDot.bfloat16 && kDot.column_run == 1)
     if (rows.operand == Operand::kBFloat16)
-      return MultiplyWith<Operand::kBFloat16>(rows, panel, widen, c, receiver, tiles);
+      return MultiplyWith<Operand::kBFloat16>(rows, panel, part, widen, c, receiver, tiles);
   if constexpr (kDot.int8 && kDot.column_run == 1)
     if (rows.operand == Operand::kInt8)
-      return MultiplyWith<Operand::kInt8>(rows, panel, widen, c, receiver, tiles);
-  MultiplyWith<Operand::kFloat>(rows, panel, widen, c, receiver, tiles);
+      return MultiplyWith<Operand::kInt8>(rows, panel, part, widen, c, receiver, tiles);
+  MultiplyWith<Operand::kFloat>(rows, panel, part, widen, c, receiver, tiles);
 }
 
 }  // namespace

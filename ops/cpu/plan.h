@@ -83,6 +83,16 @@ struct WeightFormat {
 };
 WeightFormat FormatOf(const Problem& problem, Isa isa);
 
+// A pass's products, cut into tasks: contiguous ranges of panels, each with each range of row tiles and of K.
+struct Spread {
+  int64_t column_parts = 1;
+  int64_t row_parts = 1;    // each reads W anew
+  int64_t depth_parts = 1;  // more than one leave their sums in scratch, and the last one adds them up
+
+  int64_t Tasks() const { return column_parts * row_parts * depth_parts; }
+  friend bool operator==(const Spread&, const Spread&) = default;
+};
+
 struct Plan {
   Tile tile;
   Operand operand;     // what rows and W are multiplied as
@@ -91,8 +101,9 @@ struct Plan {
   int64_t panels;      // column panels of W, `nr` wide, the last one padded
   int64_t row_blocks;  // passes over W
   int64_t block_rows;  // rows in each pass, except a shorter last one
-  int64_t gemm_tasks;  // contiguous ranges of panels
+  Spread spread;       // of a pass over threads
   bool parallel_norm;  // normalise row tiles in parallel; else the calling thread does it
+  int64_t depth_unit;  // K is cut at multiples of it
   bool widen;          // W is brought into the operand's form once per K block, in cache; else in registers
 
   friend bool operator==(const Plan&, const Plan&) = default;

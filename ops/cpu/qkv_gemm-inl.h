@@ -11,8 +11,8 @@
 namespace qkvgemm::cpu {
 namespace {
 
-constexpr Kernels kKernels = {ToFloat,  FromFloat, StoreRows,       Normalize,
-                              RoundRow, SplitRow,  MultiplyVectors, Spin};
+constexpr Kernels kKernels = {ToFloat,  FromFloat,       StoreRows, Normalize, RoundRow,
+                              SplitRow, MultiplyVectors, Combine,   Spin};
 
 }  // namespace
 }  // namespace qkvgemm::cpu

@@ -2,6 +2,7 @@
 #include "ops/cpu/qkv_gemm_cpu.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "ops/cpu/kernels.h"
@@ -60,6 +61,9 @@ struct Scratch {
   size_t line;   // [row tiles][parts][line_bytes]: a current row, before it goes to its place
   size_t scale;  // int8 rows only: Rows::scale, Rows::sums
   size_t sums;
+  // Plans with parts of K only:
+  size_t parts;   // float or int32 [panels][parts][rows][digits][nr]
+  size_t done;    // int32 [panels]: how many parts are
   size_t gamma;   // float [k]
   size_t beta;    // float [k]
   size_t packed;  // W, where it is not constant
@@ -85,6 +89,9 @@ struct Scratch {
     line = take(tiles * static_cast<size_t>(NormParts(plan)) * line_bytes);
     scale = take(quantised ? block_rows * sizeof(float) : 0);
     sums = take(quantised ? lane_rows * static_cast<size_t>(BlocksOf(problem, format)) * sizeof(int32_t) : 0);
+    const size_t left = lane_rows * static_cast<size_t>(plan.panels * plan.tile.nr) * sizeof(float);
+    parts = take(plan.spread.depth_parts > 1 ? left * static_cast<size_t>(plan.spread.depth_parts) : 0);
+    done = take(plan.spread.depth_parts > 1 ? static_cast<size_t>(plan.panels) * sizeof(int32_t) : 0);
     gamma = take(problem.gamma_type == DType::kFloat ? 0 : k * sizeof(float));
     beta = take(problem.beta_type == DType::kFloat ? 0 : k * sizeof(float));
     packed = take(packed_weights ? 0 : PackedLayout(problem, isa).bytes);
@@ -250,13 +257,36 @@ void Run(const Problem& p, const Operands& o, const void* packed, Isa isa, const
                     base + parts.line + static_cast<size_t>(task) * parts.line_bytes);
     });
     const Rows rows{plan.operand, plan.run > 1, plan.digits, count, padded_k, lanes, scales, sums, blocks};
-    ParallelFor(pool, plan.panels == 0 ? 0 : plan.gemm_tasks, [&](int64_t task) {
+    const Spread& spread = plan.spread;
+    const int64_t part_size = count * plan.digits * layout.nr;
+    const auto sums_of = [&](int64_t panel, int64_t part) {
+      return reinterpret_cast<float*>(base + parts.parts) + (panel * spread.depth_parts + part) * part_size;
+    };
+    auto* done = reinterpret_cast<int32_t*>(base + parts.done);
+    if (spread.depth_parts > 1) std::fill(done, done + plan.panels, 0);
+    const int64_t units = (padded_k + plan.depth_unit - 1) / plan.depth_unit;
+    // Tasks of the same columns are neighbours: they read W at about the same time.
+    ParallelFor(pool, plan.panels == 0 ? 0 : spread.Tasks(), [&](int64_t task) {
       alignas(64) float c[kMaxRowBlock * kMaxNr];
-      const int64_t begin = plan.panels * task / plan.gemm_tasks;
-      const int64_t end = plan.panels * (task + 1) / plan.gemm_tasks;
-      for (int64_t i = begin; i < end; ++i) {
+      const int64_t d = task % spread.depth_parts, r = task / spread.depth_parts % spread.row_parts;
+      const int64_t column_part = task / (spread.depth_parts * spread.row_parts);
+      const Part part{tiles.count * r / spread.row_parts, tiles.count * (r + 1) / spread.row_parts,
+                      units * d / spread.depth_parts * plan.depth_unit,
+                      std::min(padded_k, units * (d + 1) / spread.depth_parts * plan.depth_unit)};
+      if (part.first_tile == part.end_tile) return;  // a shorter last block may have fewer tiles
+      const int64_t end = plan.panels * (column_part + 1) / spread.column_parts;
+      for (int64_t i = plan.panels * column_part / spread.column_parts; i < end; ++i) {
+        const Panel panel = layout.PanelAt(p, packed, i);
         const PanelOutput output(p, o, kernels, layout.nr, i, first);
-        kernels.multiply(rows, layout.PanelAt(p, packed, i), plan.widen, c, output.GetReceiver());
+        const Receiver receiver = output.GetReceiver();
+        if (spread.depth_parts == 1) {
+          kernels.multiply(rows, panel, part, plan.widen, c, &receiver);
+          continue;
+        }
+        kernels.multiply(rows, panel, part, plan.widen, sums_of(i, d), nullptr);
+        // Whoever is last sees what all others wrote; the order in which it adds is always the same.
+        if (std::atomic_ref(done[i]).fetch_add(1, std::memory_order_acq_rel) + 1 == spread.depth_parts)
+          kernels.combine(rows, panel, sums_of(i, 0), spread.depth_parts, receiver);
       }
     });
   }

@@ -56,6 +56,9 @@ struct Choice {
   int tasks_per_thread = 4;  // a thread that the system preempts is relieved by the others
   int row_blocks = 1;        // passes over W, in multiples of the fewest
   Norm norm = Norm::kBySize;
+  // Ranges of rows, or of K where rows are few, that are tasks of their own; 0: as keeps threads busy.
+  int row_parts = 0;
+  int depth_parts = 0;
 
   friend bool operator==(const Choice&, const Choice&) = default;
 };

@@ -69,13 +69,60 @@ void TestOperands() {
     Fail("plan for deep rows on matrix registers: " + ToString(plan));
 }
 
+// How a pass is cut for its threads.
+void TestSpread() {
+  struct Expected {
+    int64_t m, k, n;
+    int threads;
+    Spread spread;
+  };
+  const Expected table[] = {
+      // Panels enough: tasks of several, evenly.
+      {1, 768, 2304, 2, {8, 1, 1}},
+      {512, 768, 2304, 2, {8, 1, 1}},
+      {2048, 4096, 12288, 16, {64, 1, 1}},
+      {1, 4096, 12288, 16, {64, 1, 1}},
+      // 72 panels are 4.5 for each of 16 threads.
+      {512, 768, 2304, 16, {72, 2, 1}},
+      // Fewer panels than threads: of rows, or of K where there is one row tile.
+      {512, 4096, 256, 16, {8, 2, 1}},
+      {1, 4096, 256, 16, {8, 1, 2}},
+      {4, 16384, 512, 64, {16, 1, 4}},
+      {14, 4096, 96, 2, {3, 1, 2}},
+      // As many as threads, or nothing that could be cut.
+      {1, 4096, 512, 16, {16, 1, 1}},
+      {1, 64, 32768, 16, {64, 1, 1}},
+      {1, 768, 256, 2, {8, 1, 1}},
+      {1, 64, 32, 16, {1, 1, 1}},
+      {512, 4096, 256, 1, {1, 1, 1}},
+  };
+  for (const Expected& e : table) {
+    Problem p;
+    p.m = e.m, p.k = e.k, p.n = e.n;
+    const Plan plan = MakePlan(p, Isa::kAvx512, e.threads);
+    if (plan.spread != e.spread)
+      Fail("spread of m=" + std::to_string(e.m) + " k=" + std::to_string(e.k) + " n=" + std::to_string(e.n) +
+           " over " + std::to_string(e.threads) + " threads: " + ToString(plan));
+  }
+  // Blocks of scales and int32 sums stay whole.
+  Problem p;
+  p.m = 1, p.k = 4096, p.n = 64, p.tw = DType::kInt8, p.scale_layout = ScaleLayout::kBlocks,
+  p.scale_block = 1024;
+  const Plan blocks = MakePlan(p, Isa::kAvx512Vnni, 64);
+  if (blocks.depth_unit != 1024 || blocks.spread.depth_parts > 4)
+    Fail("blocks of scales: " + ToString(blocks));
+  p.scale_layout = ScaleLayout::kColumnGroups, p.k = 2 * kMaxInt8Depth + 64;
+  const Plan deep = MakePlan(p, Isa::kAvx512Vnni, 64);
+  if (deep.depth_unit != kMaxInt8Depth || deep.spread.depth_parts > 3) Fail("int32 sums: " + ToString(deep));
+}
+
 }  // namespace
 
 void TestPlan() {
   Problem p;
   p.m = 1, p.k = 4096, p.n = 12288;
   const Plan one = MakePlan(p, Isa::kAvx512, 2);
-  if (one.widen || one.gemm_tasks < 2 || one.row_blocks != 1) Fail("plan for one row: " + ToString(one));
+  if (one.widen || one.spread.Tasks() < 2 || one.row_blocks != 1) Fail("plan for one row: " + ToString(one));
   p.m = kMaxRowBlock + 1;
   const Plan two = MakePlan(p, Isa::kAvx512, 2);
   if (two.widen || two.operand != Operand::kFloat || two.row_blocks != 2 || two.block_rows > kMaxRowBlock)
@@ -91,9 +138,10 @@ void TestPlan() {
   if (ParseChoice("") || ParseChoice("tasks 3 a thread, row blocks x1, norm by size"))
     Fail("a choice that is none");
   TestOperands();
+  TestSpread();
   p.m = 1, p.k = 8, p.n = 8;
   if (Choices(p, Isa::kAvx512, 16).size() != 1) Fail("a tiny problem leaves no choice");
-  if (MakePlan(p, Isa::kAvx512, 16).gemm_tasks != 1) Fail("a tiny problem is one task");
+  if (MakePlan(p, Isa::kAvx512, 16).spread.Tasks() != 1) Fail("a tiny problem is one task");
   for (int64_t rows : {1, 13, 14, 15, 27, 640}) {
     const RowTiles tiles(rows, 14);
     int64_t at = 0;

@@ -68,19 +68,58 @@ std::vector<char> RunAndCheck(Case& c, Isa isa, bool use_packed, int threads, co
   return c.OutputBytes();
 }
 
+// Are products added up as one thread does it? Other blocks of rows have other tiles, whose sums are in
+// another order, and parts of K have sums of their own.
+bool SumsInOrder(const Case& c, Isa isa, int threads, const Choice& choice = {}) {
+  return choice.row_blocks == 1 && MakePlan(c.p, isa, threads, choice).spread.depth_parts == 1;
+}
+
 void RunAll(Case& c, Isa isa, std::mt19937& random) {
   if (LeftOut(random)) return;
   c.Fill(random);
   const auto first = RunAndCheck(c, isa, true, 1);
   if (RunAndCheck(c, isa, true, 1) != first) Fail(Describe(c, isa, true, 1) + ": a second run differs");
-  if (RunAndCheck(c, isa, false, 3) != first)
+  const auto threaded = RunAndCheck(c, isa, false, 3);
+  if (SumsInOrder(c, isa, 3) && threaded != first)
     Fail(Describe(c, isa, false, 3) + ": unpacked or threaded differs");
   const std::vector<Choice> choices = Choices(c.p, isa, 3);
   const Choice choice = choices[random() % choices.size()];
   const auto chosen = RunAndCheck(c, isa, true, 3, choice);
-  // Other blocks of rows have other tiles, whose sums are in another order.
-  if (choice.row_blocks == 1 && chosen != first)
+  if (SumsInOrder(c, isa, 3, choice) && chosen != first)
     Fail(Describe(c, isa, true, 3) + ": differs with " + ToString(choice));
+}
+
+// Every way to spread a pass over threads, more of them than it has panels: parts of rows give the same bits,
+// and parts of K the same ones in every run.
+void TestSpreads(Isa isa, std::mt19937& random) {
+  constexpr int kThreads = 16;
+  const int mr = TileOf(isa).mr;
+  for (DType tw : {DType::kFloat, DType::kFloat16, DType::kBFloat16, DType::kInt8})
+    for (int form = 0; form < (tw == DType::kInt8 ? 6 : 1); ++form)
+      for (int64_t m : {1, 4, mr / 3, 2 * mr, kMatrixRows, 3 * kMatrixRows + 5})
+        for (int64_t k : {1024, 1024 + 40, 4096}) {
+          Case c;
+          c.p.m = m, c.p.k = k, c.p.n = 70;
+          c.p.tw = tw, c.p.activation_quant = form % 2 == 1;
+          if (tw == DType::kInt8) {
+            c.p.scale_layout = form < 4 ? ScaleLayout::kColumnGroups : ScaleLayout::kBlocks;
+            c.p.scale_groups = c.p.n, c.p.scale_block = k % 64 == 0 ? 64 : 8;
+            c.p.has_zero_point = form >= 2;
+          }
+          c.splits = Split(c.p.n, 2);
+          if (LeftOut(random)) continue;
+          c.Fill(random);
+          const auto first = RunAndCheck(c, isa, true, 1);
+          const Choice choices[] = {
+              {}, {.row_parts = 2}, {.row_parts = 3}, {.depth_parts = 2}, {.depth_parts = 7}};
+          for (const Choice& choice : choices) {
+            const auto once = RunAndCheck(c, isa, true, kThreads, choice);
+            if (RunAndCheck(c, isa, true, kThreads, choice) != once)
+              Fail(Describe(c, isa, true, kThreads) + ": a second run differs with " + ToString(choice));
+            if (SumsInOrder(c, isa, kThreads, choice) && once != first)
+              Fail(Describe(c, isa, true, kThreads) + ": differs with " + ToString(choice));
+          }
+        }
 }
 
 // Shapes around every tile, lane and block that a plan cuts: rows up to which products are exact, vector and
@@ -356,6 +395,7 @@ int main(int argc, char** argv) {
     TestZeroRows(isa, random);
     TestOverflow(isa, random);
     TestDeepTiles(isa, random);
+    TestSpreads(isa, random);
     TestLargeBlocks(isa, random);
     std::printf("%s: %lld cases, %lld elements so far, %d failures\n", IsaName(isa),
                 static_cast<long long>(cases), static_cast<long long>(elements), failures);
