@@ -28,28 +28,46 @@ const char* WeightAt(const Panel& panel, int64_t k) {
 
 // A row tile's sums over a whole column of W, [count][digits][nr], as float, scaled: [count][nr] in the same
 // place. Where there are several blocks of scales, digits are float and scaled already.
-template <Operand kOperand>
-void Finish(const Rows& rows, const Panel& panel, int64_t first_row, int64_t count, float* c) {
+template <Operand kOperand, int kDigits>
+void FinishDigits(const Rows& rows, const Panel& panel, int64_t first_row, int64_t count, float* c) {
+  const bool blocks = panel.block != 0;
+  const int32_t* of_row =
+      kOperand == Operand::kInt8 ? rows.sums + first_row * kDigits * rows.blocks : nullptr;
+  Vec scale[kVectors];
+  for (int v = 0; v < kVectors; ++v) scale[v] = blocks ? Vec::Set(1.0f) : Vec::Load(panel.scale + v * kLanes);
   const float* from = c;
-  for (int64_t r = first_row; r < first_row + count; ++r, c += kTile.nr, from += rows.digits * kTile.nr)
+  for (int64_t r = first_row; r < first_row + count; ++r, c += kTile.nr, from += kDigits * kTile.nr) {
+    Vec row_scale = Vec::Set(1.0f);
+    if constexpr (kOperand == Operand::kInt8) row_scale = Vec::Set(rows.scale[r]);
     for (int v = 0; v < kVectors; ++v) {
       Vec value;
       if constexpr (kOperand == Operand::kInt8) {
-        value = Vec::Zero();
-        for (int64_t d = 0; d < rows.digits; ++d) {
+        for (int d = 0; d < kDigits; ++d) {
           const float* at = from + d * kTile.nr + v * kLanes;
           const float* zero_point = panel.zero_point ? panel.zero_point + v * kLanes : nullptr;
-          const int32_t of_row = rows.sums[(r * rows.digits + d) * rows.blocks];
-          value = Vec::MulAdd(value, Vec::Set(256.0f),
-                              panel.block ? Vec::Load(at) : Corrected(Lanes::Load(at), of_row, zero_point));
+          const Vec digit =
+              blocks ? Vec::Load(at) : Corrected(Lanes::Load(at), of_row[d * rows.blocks], zero_point);
+          value = d == 0 ? digit : Vec::MulAdd(value, Vec::Set(256.0f), digit);
         }
-        value = value * Vec::Set(rows.scale[r]);
+        value = value * row_scale;
       } else {
         value = Vec::Load(from + v * kLanes);
       }
-      if (panel.block == 0) value = value * Vec::Load(panel.scale + v * kLanes);
-      value.Store(c + v * kLanes);
+      (blocks ? value : value * scale[v]).Store(c + v * kLanes);
     }
+    of_row += kDigits * rows.blocks;
+  }
+}
+
+template <Operand kOperand>
+void Finish(const Rows& rows, const Panel& panel, int64_t first_row, int64_t count, float* c) {
+  if constexpr (kOperand == Operand::kInt8) {
+    if (rows.digits == kExactDigits)
+      return FinishDigits<kOperand, kExactDigits>(rows, panel, first_row, count, c);
+    if (rows.digits == kFewDigits)
+      return FinishDigits<kOperand, kFewDigits>(rows, panel, first_row, count, c);
+  }
+  FinishDigits<kOperand, 1>(rows, panel, first_row, count, c);
 }
 
 // A row tile's sums over a whole column of W, to whom results go.
@@ -157,10 +175,10 @@ void MultiplyWith(const Rows& rows, const Panel& panel, const Part& part, bool w
       const W form = !widen && (tiles.count == 1 || !IsNative<kOperand>(panel)) ? W::kPacked
                      : t < sharers                                              ? W::kCachedAskNext
                                                                                 : W::kCached;
+      const bool last = k0 + depth == part.end_k && receiver != nullptr;
       register_tiles.template Multiply<kOperand>(panel, form, depth, static_cast<int>(count * digits),
                                                  arguments);
-      if (k0 + depth == part.end_k && receiver != nullptr)
-        HandOver<kOperand>(rows, panel, begin, count, sums, *receiver);
+      if (last) HandOver<kOperand>(rows, panel, begin, count, sums, *receiver);
     }
   }
 }
