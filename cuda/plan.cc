@@ -80,8 +80,7 @@ double TileCycles(const Problem& p, const Plan& plan, Packing packing) {
 // (measured on an H200: 48 bytes a cycle, which gives 65.5, 54.6 and 43.7 thousand for tiles of 128 x 256,
 // 192 x 128 and 128 x 128 at K = 4096, where 66.3, 53.5 and 41.6 were counted), or all of them as long as W
 // takes from memory, and again in part for each further tile of rows; and a share of the lesser of the two,
-// since neither hides the other completely. The largest tile draws more power for the same products, hence
-// runs at lower clocks (3 to 8 % at M = 1024 to 4096 on an H100 at its power limit).
+// since neither hides the other completely.
 double HopperCost(const Problem& p, const Plan& plan, Packing packing, int multiprocessors) {
   const auto row_tiles = static_cast<double>(CeilDiv(p.m, plan.tile_rows));
   const double tiles = static_cast<double>(CeilDiv(p.n, plan.tile_columns)) * row_tiles;
@@ -91,8 +90,10 @@ double HopperCost(const Problem& p, const Plan& plan, Packing packing, int multi
   const double multiply = std::ceil(tiles / multiprocessors) * (TileCycles(p, plan, packing) + write);
   const double memory =
       depth * static_cast<double>(p.n) * ColumnBytes(packing) / 2400.0 * (1 + 0.1 * (row_tiles - 1));
-  const double clocks = plan.tile_columns == 192 && plan.tile_rows == 256 ? 1.03 : 1.0;
-  return clocks * (std::max(multiply, memory) + 0.25 * std::min(multiply, memory));
+  // Where halves are multiplied, the largest tile is the fastest of those that fill the device as well.
+  const bool largest = plan.tile_columns == 192 && plan.tile_rows == 256;
+  const double less = largest && packing != Packing::kHalf ? 1.03 : 1.0;
+  return less * (std::max(multiply, memory) + 0.25 * std::min(multiply, memory));
 }
 
 // Whether tiles of a family may leave the statistics to blocks that share them out.
