@@ -8,8 +8,8 @@
 
 namespace qkvgemm::cuda::hopper {
 
-// Each warp beside the producer's claims row by row. Claimed rows alone are waited for, by blocks that would
-// claim the others themselves, so that none waits for a block that has not started.
+// Each warp beside the producer's claims a few rows at a time. Claimed rows alone are waited for, by blocks
+// that would claim the others themselves, so that none waits for a block that has not started.
 template <typename C>
 class SharedStatistics {
  public:
@@ -50,46 +50,52 @@ class SharedStatistics {
     return p.counters + 1 + tile_row;
   }
 
-  __device__ __forceinline__ int Claim() const {
-    return threadIdx.x % 32 == 0 ? static_cast<int>(atomicAdd(p_.counters, 1u)) : 0;
+  __device__ __forceinline__ int Claim(int rows) const {
+    return threadIdx.x % 32 == 0 ? static_cast<int>(atomicAdd(p_.counters, static_cast<unsigned>(rows))) : 0;
   }
 
   template <bool kCentred>
   __device__ __forceinline__ void RunFor() const {
-    int row = __shfl_sync(~0u, Claim(), 0);
-    while (row < p_.m) {
-      const int next = Claim();  // on its way meanwhile
-      const Moments all = OfRow<kCentred>(row);
-      if (threadIdx.x % 32 == 0) {
+    const int rows = SharedRows(p_.k), lanes = 32 / rows, part = threadIdx.x % lanes;
+    int first = __shfl_sync(~0u, Claim(rows), 0);
+    while (first < p_.m) {
+      const int next = Claim(rows);  // on its way meanwhile
+      const int row = first + threadIdx.x % 32 / lanes;
+      const Moments all = OfRow<kCentred>(min(row, p_.m - 1), part, lanes);
+      if (part == 0 && row < p_.m)
         p_.statistics[row] = {all.mean, InverseDeviation(all.squares, static_cast<float>(p_.k), p_.epsilon)};
-        asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(Done(p_, row / C::kTokens)) : "memory");
-      }
-      row = __shfl_sync(~0u, next, 0);
+      __syncwarp();
+      if (threadIdx.x % 32 == 0)  // rows that are claimed together lie in one tile
+        asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(Done(p_, first / C::kTokens)),
+                     "r"(min(rows, p_.m - first))
+                     : "memory");
+      first = __shfl_sync(~0u, next, 0);
     }
   }
 
+  // By `lanes` neighbouring lanes, of which this is `part`.
   template <bool kCentred>
-  __device__ __forceinline__ Moments OfRow(int row) const {
-    const int lane = threadIdx.x % 32, chunks = p_.k / kValues;  // rows as they come are whole chunks
+  __device__ __forceinline__ Moments OfRow(int row, int part, int lanes) const {
+    const int chunks = p_.k / kValues;  // rows as they come are whole chunks
     const uint4* const from =
         reinterpret_cast<const uint4*>(static_cast<const T*>(p_.rows) + static_cast<int64_t>(row) * p_.pitch);
     ShiftedSums<kCentred> sums;
-    for (int i = lane; i < chunks; i += kLoads * 32) {
+    for (int i = part; i < chunks; i += kLoads * lanes) {
       uint4 raw[kLoads];
 #pragma unroll
       for (int j = 0; j < kLoads; ++j)
-        if (i + j * 32 < chunks) raw[j] = __ldg(from + i + j * 32);
+        if (i + j * lanes < chunks) raw[j] = __ldg(from + i + j * lanes);
 #pragma unroll
       for (int j = 0; j < kLoads; ++j) {
-        if (i + j * 32 >= chunks) break;
+        if (i + j * lanes >= chunks) break;
         float v[kValues];
         Unpack<T>(raw[j], v);
-        if (j == 0 && i == lane) sums.Start(v, kValues);
+        if (j == 0 && i == part) sums.Start(v, kValues);
         sums.Add(v);
       }
     }
     Moments all = sums.Get();
-    for (int lanes = 16; lanes > 0; lanes /= 2) all.Merge(all.Shuffled(lanes));
+    for (int apart = lanes / 2; apart > 0; apart /= 2) all.Merge(all.Shuffled(apart));
     return all;
   }
 

@@ -103,17 +103,18 @@ bool MayShare(const Problem& p, const Tile& tile, Rows rows) {
 }
 
 // Whether shared statistics are there by the ends of the tiles that need them: three warps of each block take
-// row after row, in 3400 cycles at K = 768 and 5000 at 4096; the first tiles lie in eight rows of tiles.
-// Where they are not, a kernel before the product is faster (H100, K = 768: by 8 % at M = 512, 16 % at 2048).
+// a few rows in 4500 cycles, longer ones in more; the first tiles lie in eight rows of tiles. Where they are
+// not, a kernel before the product is faster.
 bool SharesInTime(const Problem& p, const Plan& plan, Packing packing, int multiprocessors) {
   const int64_t tiles = CeilDiv(p.n, plan.tile_columns) * CeilDiv(p.m, plan.tile_rows);
-  const int64_t warps = 3 * std::min<int64_t>(tiles, multiprocessors);
+  const int64_t at_once = 3 * std::min<int64_t>(tiles, multiprocessors) * SharedRows(p.k);
   const auto cycles = [&](int64_t rows) {
-    return static_cast<double>(CeilDiv(rows, warps)) * (3000 + static_cast<double>(p.k) / 2);
+    return static_cast<double>(CeilDiv(rows, at_once)) *
+           std::max(4500.0, 3000 + static_cast<double>(p.k) / 2);
   };
   const double tile = TileCycles(p, plan, packing);
-  return p.m <= warps || (cycles(std::min<int64_t>(p.m, 8 * plan.tile_rows)) <= tile &&
-                          cycles(p.m) <= static_cast<double>(CeilDiv(tiles, multiprocessors)) * tile);
+  return p.m <= at_once || (cycles(std::min<int64_t>(p.m, 8 * plan.tile_rows)) <= tile &&
+                            cycles(p.m) <= static_cast<double>(CeilDiv(tiles, multiprocessors)) * tile);
 }
 
 // In columns of W that a multiprocessor reads; a block reads the rows besides. The widest tile of halves
