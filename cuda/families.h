@@ -27,6 +27,7 @@ struct Product {
   bool vector_stores = false;  // each output and each split's first column allow 16-byte stores
   void* y[kMaxSplits] = {};
   int end[kMaxSplits] = {};
+  uint32_t* counters = nullptr;  // of statistics that the blocks share out; null: those are there
 };
 
 // Row statistics, rows in the form a product wants, and the `norm` output. Launched so that the kernel after

@@ -10,6 +10,7 @@
 
 #include "cuda/hopper_output.cuh"
 #include "cuda/hopper_sender.cuh"
+#include "cuda/hopper_shared.cuh"
 #include "cuda/hopper_statistics.cuh"
 #include "cuda/hopper_tile.cuh"
 #include "cuda/launch.h"
@@ -41,8 +42,10 @@ class Producer {
         }
         LoadRows(place, kb, ring.stage);
         ring.Next(C::kStages);
-        if (kb == max(0, p_.pieces_per_row - C::kStages)) LoadStatistics(place, count);
+        if (!block_.SharesStatistics() && kb == max(0, p_.pieces_per_row - C::kStages))
+          LoadStatistics(place, count);
       }
+      if (block_.SharesStatistics()) LoadStatistics(place, count);
       if constexpr (C::kStaged) {  // a stage for the results
         BarrierWait(block_.Empty(ring.stage), ring.parity ^ 1);
         BarrierArrive(block_.Full(ring.stage));
@@ -79,6 +82,8 @@ class Producer {
     if (block_.TakesStatistics()) return;
     const uint32_t full = block_.StatisticsFull();
     BarrierWait(block_.StatisticsEmpty(), tiles % 2 ^ 1);
+    if constexpr (C::kShares)
+      if (block_.SharesStatistics()) SharedStatistics<C>::Wait(p_, place.rows);
     BarrierExpect(full, p_.statistics ? C::kStatisticsBytes : 0);
     if (p_.statistics)
       CopyBulk(block_.Statistics(), p_.statistics + static_cast<int64_t>(place.rows) * C::kTokens,
@@ -225,15 +230,19 @@ __global__ void __launch_bounds__(C::kThreads, 1)
   LetNextStart();
   if (threadIdx.x == 0) block.InitBarriers();
   __syncthreads();
-  const int role = threadIdx.x / 128, warp = threadIdx.x / 32;
+  // Shuffled, so that the compiler knows a warp's threads to have the same: descriptors then stay in uniform
+  // registers, a sixth of all instructions less.
+  const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), role = warp / 4;
   if (role == 0) {
     if constexpr (C::kConsumerRegisters > 0) ShrinkRegisters<C::kProducerRegisters>();
     if (threadIdx.x == 0) {
       Producer<C>(block).Run();
     } else if (C::kMoments && warp > 0 && block.TakesStatistics()) {
       StatisticsRole<C>(block, warp - 1).Run();
-    } else if (C::kStaged && warp > 0 && warp <= C::kGroups) {
-      Sender<C>(block, warp - 1).Run();
+    } else if (warp > 0) {
+      if constexpr (C::kShares)
+        if (block.SharesStatistics()) SharedStatistics<C>(block).Run();
+      if (C::kStaged && warp <= C::kGroups) Sender<C>(block, warp - 1).Run();
     }
   } else {
     if constexpr (C::kConsumerRegisters > 0) GrowRegisters<C::kConsumerRegisters>();

@@ -52,6 +52,18 @@ cudaError_t MakeMaps(const Params& p, Maps* maps) {
   return cudaSuccess;
 }
 
+// Goes before a product whose blocks share the statistics out, as the kernel that takes them elsewhere does.
+__global__ void ClearKernel(uint32_t* counters, int count) {
+  LetNextStart();
+  WaitForPrevious();
+  for (int i = threadIdx.x; i < count; i += blockDim.x) counters[i] = 0;
+}
+cudaError_t ClearCounters(const Params& p, cudaStream_t stream) {
+  LaunchShape shape{.grid = 1, .block = 128};
+  shape.dependent = true;
+  return Launch(ClearKernel, shape, stream, p.counters, 1 + p.tiles_rows);
+}
+
 template <typename C>
 struct Entry {
   static cudaError_t Prepare() {
@@ -66,6 +78,8 @@ struct Entry {
     for (int s = 0; s + 1 < p.splits; ++s) p.copy_stores = p.copy_stores && p.end[s] % kPieceColumns == 0;
     Maps maps;
     if (const cudaError_t e = MakeMaps<C>(p, &maps)) return e;
+    if (p.counters != nullptr)
+      if (const cudaError_t e = ClearCounters(p, stream)) return e;
     const int tiles = p.tiles_rows * p.tiles_columns;
     LaunchShape shape{.grid = static_cast<unsigned>(std::min(tiles, multiprocessors)), .block = C::kThreads};
     shape.shared_bytes = C::kSharedBytes;
@@ -138,7 +152,7 @@ cudaError_t RunHopper(const Problem& problem, const Plan& plan, Packing packing,
     return e;
   const Key wanted{plan.tile_columns / 64, plan.tile_rows};
   Params params{product};
-  params.norm = ComputesStatistics(plan) ? problem.norm : NormType::kNone;
+  params.norm = ComputesStatistics(plan) || product.counters != nullptr ? problem.norm : NormType::kNone;
   params.epsilon = problem.epsilon;
   bool found = false;
   const cudaError_t result = EachOfAll([&](auto type, auto form) {

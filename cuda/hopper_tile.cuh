@@ -41,6 +41,7 @@ struct Config {
   static constexpr int kThreads = (kGroups + 1) * 128;
   static constexpr bool kFew = kTokens <= kMostMomentRows;
   static constexpr bool kMoments = sizeof(T) == 2 && !kInt8Rows && kFew;
+  static constexpr bool kShares = sizeof(T) == 2 && !kInt8Rows && !kFew;
   // 0: what the threads get evenly is enough.
   static constexpr int kConsumerRegisters = kGroups == 3     ? kTokens == 256 ? 160 : 152
                                             : kTokens == 256 ? 208
@@ -150,6 +151,8 @@ struct Block {
   }
   __device__ __forceinline__ int Tiles() const { return p.tiles_rows * p.tiles_columns; }
   __device__ __forceinline__ bool TakesStatistics() const { return C::kMoments && p.norm != NormType::kNone; }
+
+  __device__ __forceinline__ bool SharesStatistics() const { return C::kShares && p.counters != nullptr; }
 
   // All warps that take statistics wait for each other.
   static __device__ __forceinline__ void SyncStatistics() {

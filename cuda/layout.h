@@ -64,6 +64,13 @@ struct RowStatistics {
   float mean, rstd;  // kQuantised: 0 and the row's scale; kNormalised: 0 and 1
 };
 constexpr int64_t kStatisticsPadding = 256;
+// Counters of shared statistics: rows claimed, and rows done of each tile, which have 64 rows at least.
+constexpr size_t CounterBytes(const Problem& p) {
+  return static_cast<size_t>(1 + CeilDiv(p.m, 64)) * sizeof(uint32_t);
+}
+// Rows whose shared statistics a warp takes at a time, so that each lane has 64 to 128 values of short ones
+// too.
+constexpr int SharedRows(int64_t k) { return k > 2048 ? 1 : k > 1024 ? 2 : 4; }
 // Rows of a Hopper tile up to which it takes their statistics itself.
 constexpr int kMostMomentRows = 32;
 

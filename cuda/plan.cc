@@ -46,8 +46,9 @@ constexpr Tile kTiles[] = {
     {Family::kHopper, 192, 256}, {Family::kTile, 64, 32},     {Family::kTile, 64, 64},
     {Family::kTile, 128, 64},    {Family::kTile, 128, 128}};
 
-Plan PlanOf(const Tile& tile, Rows rows) {
+Plan PlanOf(const Tile& tile, Rows rows, bool shares = false) {
   Plan plan;
+  plan.shares = shares;
   plan.family = tile.family;
   plan.rows = rows;
   plan.tile_columns = tile.columns;
@@ -65,26 +66,55 @@ double RowBytes(Packing packing) {
 // Products that matrix units form in a cycle of a multiprocessor, relative to those of halves.
 double MatrixRate(Packing packing) { return 2 / RowBytes(packing); }
 
+// Cycles that a tile's matrix instructions or its loads take.
+double TileCycles(const Problem& p, const Plan& plan, Packing packing) {
+  const auto depth = static_cast<double>(RoundUp(p.k, PieceDepth(packing)));
+  const double size = static_cast<double>(plan.tile_columns) * plan.tile_rows;
+  const double compute = depth * size / (2048.0 * MatrixRate(packing));
+  const double load =
+      depth * (ColumnBytes(packing) * plan.tile_columns + RowBytes(packing) * plan.tile_rows) / 48.0;
+  return std::max(compute, load);
+}
+
 // An estimate in cycles of a multiprocessor: each tile as long as its matrix instructions or its loads take
 // (measured on an H200: 48 bytes a cycle, which gives 65.5, 54.6 and 43.7 thousand for tiles of 128 x 256,
 // 192 x 128 and 128 x 128 at K = 4096, where 66.3, 53.5 and 41.6 were counted), or all of them as long as W
 // takes from memory, and again in part for each further tile of rows; and a share of the lesser of the two,
-// since neither hides the other completely. The largest tile draws more power for the same products, hence
-// runs at lower clocks (3 to 8 % at M = 1024 to 4096 on an H100 at its power limit).
+// since neither hides the other completely.
 double HopperCost(const Problem& p, const Plan& plan, Packing packing, int multiprocessors) {
   const auto row_tiles = static_cast<double>(CeilDiv(p.m, plan.tile_rows));
   const double tiles = static_cast<double>(CeilDiv(p.n, plan.tile_columns)) * row_tiles;
   const auto depth = static_cast<double>(RoundUp(p.k, PieceDepth(packing)));
   const double size = static_cast<double>(plan.tile_columns) * plan.tile_rows;
-  const double compute = depth * size / (2048.0 * MatrixRate(packing));
-  const double column_bytes = ColumnBytes(packing);
-  const double load = depth * (column_bytes * plan.tile_columns + RowBytes(packing) * plan.tile_rows) / 48.0;
   const double write = 500 + size * static_cast<double>(SizeOf(p.t)) / 26;
-  const double multiply = std::ceil(tiles / multiprocessors) * (std::max(compute, load) + write);
+  const double multiply = std::ceil(tiles / multiprocessors) * (TileCycles(p, plan, packing) + write);
   const double memory =
-      depth * static_cast<double>(p.n) * column_bytes / 2400.0 * (1 + 0.1 * (row_tiles - 1));
-  const double clocks = plan.tile_columns == 192 && plan.tile_rows == 256 ? 1.03 : 1.0;
-  return clocks * (std::max(multiply, memory) + 0.25 * std::min(multiply, memory));
+      depth * static_cast<double>(p.n) * ColumnBytes(packing) / 2400.0 * (1 + 0.1 * (row_tiles - 1));
+  // Where halves are multiplied, the largest tile is the fastest of those that fill the device as well.
+  const bool largest = plan.tile_columns == 192 && plan.tile_rows == 256;
+  const double less = largest && packing != Packing::kHalf ? 1.03 : 1.0;
+  return less * (std::max(multiply, memory) + 0.25 * std::min(multiply, memory));
+}
+
+// Whether tiles of a family may leave the statistics to blocks that share them out.
+bool MayShare(const Problem& p, const Tile& tile, Rows rows) {
+  return tile.family == Family::kHopper && rows == Rows::kInput && tile.rows > kMostMomentRows &&
+         p.norm != NormType::kNone;
+}
+
+// Whether shared statistics are there by the ends of the tiles that need them: three warps of each block take
+// a few rows in 4500 cycles, longer ones in more; the first tiles lie in eight rows of tiles. Where they are
+// not, a kernel before the product is faster.
+bool SharesInTime(const Problem& p, const Plan& plan, Packing packing, int multiprocessors) {
+  const int64_t tiles = CeilDiv(p.n, plan.tile_columns) * CeilDiv(p.m, plan.tile_rows);
+  const int64_t at_once = 3 * std::min<int64_t>(tiles, multiprocessors) * SharedRows(p.k);
+  const auto cycles = [&](int64_t rows) {
+    return static_cast<double>(CeilDiv(rows, at_once)) *
+           std::max(4500.0, 3000 + static_cast<double>(p.k) / 2);
+  };
+  const double tile = TileCycles(p, plan, packing);
+  return p.m <= at_once || (cycles(std::min<int64_t>(p.m, 8 * plan.tile_rows)) <= tile &&
+                            cycles(p.m) <= static_cast<double>(CeilDiv(tiles, multiprocessors)) * tile);
 }
 
 // In columns of W that a multiprocessor reads; a block reads the rows besides. The widest tile of halves
@@ -146,8 +176,9 @@ bool Serves(const Plan& plan, const Problem& p, const Device& device, Packing pa
   if (plan.family == Family::kGeneric) return plan.rows == Rows::kFloat;
   if (packing == Packing::kNone || packing != ChoosePacking(p, device)) return false;
   if (plan.rows != RowsOf(p, packing, aligned)) return false;
-  const bool there =
-      std::ranges::any_of(kTiles, [&plan](const Tile& tile) { return PlanOf(tile, plan.rows) == plan; });
+  const bool there = std::ranges::any_of(kTiles, [&](const Tile& tile) {
+    return PlanOf(tile, plan.rows, plan.shares) == plan && (!plan.shares || MayShare(p, tile, plan.rows));
+  });
   if (plan.family == Family::kHopper &&
       !HasHopperTile(packing, plan.tile_columns / kPieceColumns, plan.tile_rows))
     return false;
@@ -166,8 +197,15 @@ std::vector<Plan> Candidates(const Problem& p, const Device& device, Packing pac
     for (const Family family : order) {
       const size_t first = plans.size();
       for (const Tile& tile : kTiles) {
-        const Plan plan = PlanOf(tile, rows);
-        if (tile.family == family && Serves(plan, p, device, packing, aligned)) plans.push_back(plan);
+        Plan plan = PlanOf(tile, rows);
+        if (tile.family != family || !Serves(plan, p, device, packing, aligned)) continue;
+        // Of those that differ in this alone, the one that is expected to be faster is first.
+        if (MayShare(p, tile, rows)) {
+          plan.shares = SharesInTime(p, plan, packing, device.multiprocessors);
+          plans.push_back(plan);
+          plan.shares = !plan.shares;
+        }
+        plans.push_back(plan);
       }
       std::ranges::stable_sort(
           plans.begin() + static_cast<std::ptrdiff_t>(first), plans.end(), {},
@@ -213,7 +251,8 @@ std::string ToString(const Plan& plan) {
     add(" ", plan.tile_columns);
     add("x", plan.tile_rows);
   }
-  return text.append(", rows ").append(kRows[static_cast<int>(plan.rows)]);
+  text.append(", rows ").append(kRows[static_cast<int>(plan.rows)]);
+  return plan.shares ? text.append(", shared statistics") : text;
 }
 
 }  // namespace qkvgemm::cuda

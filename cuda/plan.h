@@ -50,6 +50,8 @@ struct Plan {
   Rows rows = Rows::kFloat;
   int tile_rows = 0;     // rows of the input that a block computes at a time; 0: the family has no choice
   int tile_columns = 0;  // columns of W likewise
+  bool shares =
+      false;  // blocks of the product share the rows' statistics out, so that no kernel goes before it
 
   friend bool operator==(const Plan&, const Plan&) = default;
 };
@@ -73,7 +75,7 @@ std::vector<Plan> Alternatives(const Problem& problem, const Device& device, Pac
 // Whether a plan, wherever it comes from, can compute the problem.
 bool Serves(const Plan& plan, const Problem& problem, const Device& device, Packing packing, bool aligned);
 
-// Whether the product takes the statistics of the rows that it reads, so that nothing must go before it.
+// Whether each block of the product takes the statistics of the rows that it reads.
 bool ComputesStatistics(const Plan& plan);
 
 std::string ToString(const Plan& plan);

@@ -9,7 +9,7 @@ namespace {
 
 // Parts of the scratch memory, each 256-byte aligned.
 struct Parts {
-  size_t statistics, rows, end;
+  size_t statistics, counters, rows, end;
 };
 
 Parts PartsOf(const Problem& p, const Plan& plan) {
@@ -20,7 +20,8 @@ Parts PartsOf(const Problem& p, const Plan& plan) {
   if (plan.rows != Rows::kInput)
     rows = static_cast<size_t>(p.m * RowPitch(p, plan.rows) * RowElementBytes(p, plan.rows));
   Parts parts{};
-  parts.rows = after(0, StatisticsBytes(p));
+  parts.counters = after(0, StatisticsBytes(p));
+  parts.rows = plan.shares ? after(parts.counters, CounterBytes(p)) : parts.counters;
   parts.end = parts.rows + rows;
   return parts;
 }
@@ -37,6 +38,9 @@ Product MakeProduct(const Problem& p, const Operands& o, const Plan& plan, Packi
   product.pitch = RowPitch(p, plan.rows);
   if (p.norm != NormType::kNone || plan.rows == Rows::kQuantised)
     product.statistics = reinterpret_cast<RowStatistics*>(bytes + parts.statistics);
+  // A kernel that writes normalised rows has the statistics in passing.
+  if (plan.shares && o.norm == nullptr)
+    product.counters = reinterpret_cast<uint32_t*>(bytes + parts.counters);
   product.weights = packed;
   const char* const columns = static_cast<const char*>(packed) + WeightBytes(p, packing);
   product.columns = reinterpret_cast<const Column*>(columns);
@@ -92,7 +96,8 @@ cudaError_t Run(const Problem& p, const Operands& o, const Plan& plan, Packing p
   const Product product = MakeProduct(p, o, plan, packing, packed, scratch);
   // Where rows are read as they are and the product finds out what it needs of them, there is nothing to
   // prepare.
-  const bool statistics = product.statistics != nullptr && !ComputesStatistics(plan);
+  const bool statistics =
+      product.statistics != nullptr && product.counters == nullptr && !ComputesStatistics(plan);
   const bool prepared = statistics || plan.rows != Rows::kInput || o.norm != nullptr;
   if (prepared)
     if (const cudaError_t e = PrepareRows(p, o, plan.rows, product, stream)) return e;
