@@ -56,7 +56,8 @@ class SharedStatistics {
 
   template <bool kCentred>
   __device__ __forceinline__ void RunFor() const {
-    const int rows = SharedRows(p_.k), lanes = 32 / rows, part = threadIdx.x % lanes;
+    const int warps = kSharingWarps * static_cast<int>(gridDim.x);
+    const int rows = SharedRows(p_.k, p_.m, warps), lanes = 32 / rows, part = threadIdx.x % lanes;
     int first = __shfl_sync(~0u, Claim(rows), 0);
     while (first < p_.m) {
       const int next = Claim(rows);  // on its way meanwhile

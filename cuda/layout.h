@@ -68,9 +68,15 @@ constexpr int64_t kStatisticsPadding = 256;
 constexpr size_t CounterBytes(const Problem& p) {
   return static_cast<size_t>(1 + CeilDiv(p.m, 64)) * sizeof(uint32_t);
 }
-// Rows whose shared statistics a warp takes at a time, so that each lane has 64 to 128 values of short ones
-// too.
-constexpr int SharedRows(int64_t k) { return k > 2048 ? 1 : k > 1024 ? 2 : 4; }
+// Rows whose shared statistics a warp takes at a time: more than one where there are more rows than warps, so
+// that each lane has 64 to 128 values of short ones too.
+constexpr int SharedRows(int64_t k, int64_t rows, int64_t warps) {
+  const int most = k > 2048 ? 1 : k > 1024 ? 2 : 4;
+  int at_a_time = 1;
+  while (at_a_time < most && warps * at_a_time < rows) at_a_time *= 2;
+  return at_a_time;
+}
+constexpr int kSharingWarps = 3;  // of a block
 // Rows of a Hopper tile up to which it takes their statistics itself.
 constexpr int kMostMomentRows = 32;
 

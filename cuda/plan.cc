@@ -107,7 +107,8 @@ bool MayShare(const Problem& p, const Tile& tile, Rows rows) {
 // not, a kernel before the product is faster.
 bool SharesInTime(const Problem& p, const Plan& plan, Packing packing, int multiprocessors) {
   const int64_t tiles = CeilDiv(p.n, plan.tile_columns) * CeilDiv(p.m, plan.tile_rows);
-  const int64_t at_once = 3 * std::min<int64_t>(tiles, multiprocessors) * SharedRows(p.k);
+  const int64_t warps = kSharingWarps * std::min<int64_t>(tiles, multiprocessors);
+  const int64_t at_once = warps * SharedRows(p.k, p.m, warps);
   const auto cycles = [&](int64_t rows) {
     return static_cast<double>(CeilDiv(rows, at_once)) *
            std::max(4500.0, 3000 + static_cast<double>(p.k) / 2);
