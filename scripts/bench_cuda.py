@@ -219,7 +219,7 @@ def parse():
         "--plans", nargs="?", const="", metavar="TEXT", help="also time each plan whose name has the text; best first"
     )
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--rounds", type=int, default=11, help="replays of each graph, in turn")
+    parser.add_argument("--rounds", type=int, default=11, help="how often each graph is timed, in turn")
     parser.add_argument("--table", action="store_true", help="print a markdown table")
     parser.add_argument("--svg", metavar="FILE", help="also time 1 to 8192 rows in powers of two and plot them there")
     parser.add_argument("--seed", type=int, default=1)

@@ -37,14 +37,15 @@ class Timed:
         self.graph.replay()
         torch.cuda.synchronize()
 
-    def once(self):
-        """One replay: microseconds a call, kept in `times`."""
+    def once(self, replays=1):
+        """Microseconds a call in so many replays, kept in `times`."""
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
-        self.graph.replay()
+        for _ in range(replays):
+            self.graph.replay()
         end.record()
         end.synchronize()
-        self.times.append(begin.elapsed_time(end) * 1000 / self.count)
+        self.times.append(begin.elapsed_time(end) * 1000 / (replays * self.count))
 
     def median(self):
         return statistics.median(self.times)
@@ -56,9 +57,11 @@ class Timed:
         return ordered[round(0.1 * last)], ordered[round(0.9 * last)]
 
 
-# A device at its power limit runs a kernel up to 10 % faster after one that drew less. So each graph is replayed for a
-# while before it is timed, whichever came before.
-SETTLE_MICROSECONDS = 20e3
+# A device at its power limit runs a kernel up to 15 % faster for 30 to 80 ms after one that drew less, and then by turns
+# faster and slower by as much. So each graph is replayed for a while before it is timed, whichever came before, and then
+# for long enough to see the mean.
+SETTLE_MICROSECONDS = 150e3
+TIMED_MICROSECONDS = 50e3
 
 
 def race(timed, rounds, seed=1):
@@ -66,7 +69,9 @@ def race(timed, rounds, seed=1):
     graphs = list(timed.values())
     for graph in graphs:
         graph.once()
-        graph.settling = max(1, int(SETTLE_MICROSECONDS / (graph.times[0] * graph.count)))
+        replay = graph.times[0] * graph.count
+        graph.settling = max(1, int(SETTLE_MICROSECONDS / replay))
+        graph.replays = max(1, int(TIMED_MICROSECONDS / replay))
         graph.times.clear()
     order = random.Random(seed)
     for _ in range(rounds):
@@ -74,7 +79,7 @@ def race(timed, rounds, seed=1):
         for graph in graphs:
             for _ in range(graph.settling):
                 graph.graph.replay()
-            graph.once()
+            graph.once(graph.replays)
 
 
 def copy_bandwidth():
