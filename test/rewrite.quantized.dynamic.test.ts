@@ -372,6 +372,13 @@ describe('rows that a model rounds to 8 bits when it runs', () => {
     }
   });
 
+  it('not without a norm, unless it is asked for: rows of one sign would lose a bit', () => {
+    const original = originals['MatMulInteger'] ?? new Uint8Array();
+    const targets = ['linear'] as const;
+    expect(attribute(fused(original, { options: { targets } }))).to.equal(0);
+    expect(attribute(fused(original, { options: { targets, activationQuant: true } }))).to.equal(1);
+  });
+
   it('weights that are integers alone do not make rows so', () => {
     const model = (dequantize: boolean): Uint8Array =>
       layerOf(K, (m, h) =>

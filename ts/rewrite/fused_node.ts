@@ -148,7 +148,9 @@ function build(
     const reason = `the model is in opset ${opset}, in which the function body cannot read bfloat16; ${BFLOAT16_OPSET} can`;
     return fail(reason);
   }
-  const wanted = context.activationQuant ?? projections.every((p) => p.roundsActivations);
+  // Without a norm rows may have one sign, and the model's scale, which is not symmetric, be twice as fine.
+  const asModel = norm !== undefined && projections.every((p) => p.roundsActivations);
+  const wanted = context.activationQuant ?? asModel;
   const unable = fallback && opset < ROUND_OPSET;
   const activationQuant =
     wanted && weights.value.type === DataType.int8 && !(unable && context.activationQuant === undefined);
