@@ -1,6 +1,6 @@
 /**
- * Integer products of dynamically quantised activations become int8 weights. Rows are rounded to int8 by default, as in the
- * original, and where that is not wanted activations are rounded no more.
+ * Integer products of dynamically quantised activations become int8 weights. Here activations are rounded no more; that they
+ * are by default is in rewrite.quantized.rounded_rows.test.ts.
  */
 import { expect } from 'chai';
 import fs from 'node:fs';
@@ -11,9 +11,23 @@ import { worstDifference } from '../scripts/bench/difference.js';
 import { DataType } from '../ts/onnx/tensor.js';
 import { withQkvGemm } from '../ts/session/index.js';
 import { testFolder } from './support/command.js';
+import {
+  MICROSOFT,
+  opsets,
+  K,
+  store,
+  quantize,
+  chain,
+  biasValues,
+  biasOf,
+  build,
+  weightsFor,
+  type Form,
+  type Stored,
+  type Write,
+} from './support/dynamic_quantized.js';
 import { checkRefused, fused, type Fused } from './support/fused.js';
 import {
-  bytesOf,
   carried,
   floatLayer,
   inputOf,
@@ -21,92 +35,12 @@ import {
   layerOf,
   meaning,
   NAMES,
-  unsigned,
   type Integers,
 } from './support/quantized.js';
 import { quiet, runModel } from './support/run.js';
 import { roundingOfModel } from '../scripts/bench/rounding.js';
 
-const MICROSOFT = 'com.microsoft';
-const opsets = { [MICROSOFT]: 1 };
-const { float, int8, uint8 } = DataType;
-const K = 48;
-
-interface Form {
-  unsigned?: boolean;
-  /** One scale and zero point for the whole weight. */
-  perTensor?: boolean;
-  zeroPoint?: boolean;
-  /** How the sum is scaled. */
-  scaling?: 'product' | 'product swapped' | 'activations first' | 'weight first';
-  bias?: boolean;
-}
-
-interface Stored {
-  q: string;
-  scale: string;
-  zero: string;
-}
-
-function store(m: ModelBuilder, name: string, w: Integers, form: Form): Stored {
-  const type = form.unsigned ? uint8 : int8;
-  const bytes = (values: Int8Array): Uint8Array => (form.unsigned ? unsigned(values) : bytesOf(values));
-  const [dims, count] = form.perTensor ? [[], 1] : [[w.n], w.n];
-  return {
-    q: m.tensor(`q_${name}`, type, [w.k, w.n], bytes(w.values)),
-    scale: m.floats(`s_${name}`, dims, w.scale.slice(0, count)),
-    zero:
-      form.zeroPoint === false ? '' : m.tensor(`z_${name}`, type, dims, bytes(w.zeroPoint.slice(0, count))),
-  };
-}
-
-const quantize = (m: ModelBuilder, h: string): string =>
-  m.node('DynamicQuantizeLinear', [h], ['h_q', 'h_s', 'h_z']);
-
-/** One projection behind DynamicQuantizeLinear, as quantize_dynamic writes it. */
-function chain(m: ModelBuilder, name: string, w: Integers, form: Form = {}): string {
-  const { q, scale, zero } = store(m, name, w, form);
-  const sum = m.node('MatMulInteger', ['h_q', q, 'h_z', zero].slice(0, zero ? 4 : 3), [`i_${name}`]);
-  const cast = m.node('Cast', [sum], [`f_${name}`], { attributes: { to: { integer: float } } });
-  const output = form.bias ? `p_${name}` : name;
-  const mul = (a: string, b: string, to: string): string => m.node('Mul', [a, b], [to]);
-  const { scaling = 'product' } = form;
-  if (scaling === 'product') mul(cast, mul('h_s', scale, `ss_${name}`), output);
-  else if (scaling === 'product swapped') mul(mul(scale, 'h_s', `ss_${name}`), cast, output);
-  else if (scaling === 'activations first') mul(mul(cast, 'h_s', `a_${name}`), scale, output);
-  else mul(mul(cast, scale, `a_${name}`), 'h_s', output);
-  return form.bias ? m.node('Add', [biasOf(m, name, w.n), output], [name]) : name;
-}
-
-const biasValues = (n: number): Float32Array => uniform(n, 1, 9);
-const biasOf = (m: ModelBuilder, name: string, n: number): string =>
-  m.floats(`b_${name}`, [n], biasValues(n));
-
-type Write = (m: ModelBuilder, name: string, w: Integers) => string;
-
-/** Three projections that share one DynamicQuantizeLinear. */
-const build = (
-  weights: readonly Integers[],
-  write: Write,
-  after?: (m: ModelBuilder, h: string) => void,
-): Uint8Array =>
-  layerOf(
-    K,
-    (m, h) => {
-      quantize(m, h);
-      return weights.map((w, i) => write(m, NAMES[i] ?? '', w));
-    },
-    { opsets, ...(after ? { after } : {}) },
-  );
-
-function weightsFor(form: Form): Integers[] {
-  return [8, 16, 16].map((n, i) => {
-    const w = integers(K, n, 30 + i, K, form.zeroPoint === false);
-    if (form.zeroPoint === false && form.unsigned) w.zeroPoint.fill(-128);
-    if (!form.perTensor) return w;
-    return { ...w, scale: w.scale.fill(w.scale[0] ?? 1), zeroPoint: w.zeroPoint.fill(w.zeroPoint[0] ?? 0) };
-  });
-}
+const { float, uint8 } = DataType;
 
 /**
  * Q, K and V of the fused model lie within float32's rounding of the float formula, and within one step of the
@@ -304,98 +238,6 @@ build(weights, chain, (m) => {
     ],
   ] as const)
     it(`refuses ${what}`, () => checkRefused(original, reason, at)); // prettier-ignore
-});
-
-describe('rows that a model rounds to 8 bits when it runs', () => {
-  const weights = weightsFor({});
-  const originals: Record<string, Uint8Array> = {
-    MatMulInteger: build(weights, chain),
-    MatMulIntegerToFloat: build(weights, (m, name, w) => {
-      const { q, scale, zero } = store(m, name, w, {});
-      const inputs = ['h_q', q, 'h_s', scale, 'h_z', zero];
-      return m.node('MatMulIntegerToFloat', inputs, [name], { domain: MICROSOFT });
-    }),
-    DynamicQuantizeMatMul: layerOf(
-      K,
-      (m, h) =>
-        weights.map((w, i) => {
-          const { q, scale, zero } = store(m, NAMES[i] ?? '', w, {});
-          return m.node('DynamicQuantizeMatMul', [h, q, scale, zero], [NAMES[i] ?? ''], {
-            domain: MICROSOFT,
-          });
-        }),
-      { opsets },
-    ),
-  };
-  const attribute = ({ nodes }: Fused): number | undefined => nodes[0]?.integer('activation_quant', 0);
-
-  for (const [form, original] of Object.entries(originals))
-    it(`${form}: the node rounds each to int8, by at most half a step of its own`, async () => {
-      const result = fused(original);
-      expect(attribute(result)).to.equal(1);
-      expect(result.report.fused[0]).to.include({ weightType: 'int8', activationQuant: true });
-      const numbers = weights.map(meaning);
-      expect(carried(result)).to.deep.equal(numbers);
-      const inputs = inputOf(K);
-      const formula = await runModel(floatLayer(K, numbers, []), inputs);
-      const normalised = layerOf(K, (m, h) => [m.node('Identity', [h], ['q'])]);
-      const h = (await runModel(normalised, inputs))[1] ?? new Float32Array();
-      expect(h.length % K).to.equal(0);
-      const kernel = await runModel(result.bytes, inputs, withQkvGemm(quiet));
-      expect(worstDifference(kernel, await runModel(result.bytes, inputs))).to.be.below(2e-5);
-      let farthest = 0;
-      numbers.forEach((values, part) => {
-        const n = weights[part]?.n ?? 1;
-        const [exact, is] = [formula[part + 1] ?? [], kernel[part + 1] ?? []];
-        expect(is).to.have.length((h.length / K) * n);
-        for (let i = 0; i < is.length; i++) {
-          const row = h.subarray(Math.floor(i / n) * K, Math.floor(i / n) * K + K);
-          const step = Math.max(...row.map(Math.abs)) / 127;
-          const column = values.filter((_, at) => at % n === i % n);
-          const most = (step / 2) * column.reduce((sum, value) => sum + Math.abs(value), 0);
-          const off = Math.abs((is[i] ?? NaN) - (exact[i] ?? NaN));
-          expect(off, `${part}[${i}]`).to.be.at.most(1.0001 * most + 1e-6);
-          farthest = Math.max(farthest, off / most);
-        }
-      });
-      expect(farthest, 'rows are rounded at all').to.be.above(0.01);
-    });
-
-  it('activationQuant says otherwise', () => {
-    for (const original of Object.values(originals)) {
-      const exact = fused(original, { options: { activationQuant: false } });
-      expect(attribute(exact)).to.equal(0);
-      expect(exact.report.fused[0]).to.not.have.property('activationQuant');
-      expect(attribute(fused(original, { options: { activationQuant: true } }))).to.equal(1);
-      // Integers stay integers whatever floats become.
-      expect(attribute(fused(original, { options: { dtype: 'fp16' } }))).to.equal(1);
-    }
-  });
-
-  it('not without a norm, unless it is asked for: rows of one sign would lose a bit', () => {
-    const original = originals['MatMulInteger'] ?? new Uint8Array();
-    const targets = ['linear'] as const;
-    expect(attribute(fused(original, { options: { targets } }))).to.equal(0);
-    expect(attribute(fused(original, { options: { targets, activationQuant: true } }))).to.equal(1);
-  });
-
-  it('weights that are integers alone do not make rows so', () => {
-    const model = (dequantize: boolean): Uint8Array =>
-      layerOf(K, (m, h) =>
-        weights.map((w, i) => {
-          const name = NAMES[i] ?? '';
-          const { q, scale, zero } = store(m, name, w, {});
-          const axis = { attributes: { axis: { integer: 1 } } };
-          const floats = dequantize
-            ? m.node('DequantizeLinear', [q, scale, zero], [`w_${name}`], axis)
-            : m.floats(`w_${name}`, [w.k, w.n], meaning(w));
-          return m.node('MatMul', [h, floats], [name]);
-        }),
-      );
-    expect(fused(model(true)).report.fused[0]).to.include({ weightType: 'int8' });
-    expect(attribute(fused(model(true)))).to.equal(0);
-    expect(attribute(fused(model(false), { options: { dtype: 'int8' } }))).to.equal(0);
-  });
 });
 
 describe("what ONNX Runtime's extended optimisations make of them", () => {
