@@ -1,4 +1,7 @@
-/** Integer products of dynamically quantised activations become int8 weights, and activations are rounded no more. */
+/**
+ * Integer products of dynamically quantised activations become int8 weights. Here activations are rounded no more; that they
+ * are by default is in rewrite.quantized.rounded_rows.test.ts.
+ */
 import { expect } from 'chai';
 import fs from 'node:fs';
 import path from 'node:path';
@@ -8,9 +11,23 @@ import { worstDifference } from '../scripts/bench/difference.js';
 import { DataType } from '../ts/onnx/tensor.js';
 import { withQkvGemm } from '../ts/session/index.js';
 import { testFolder } from './support/command.js';
+import {
+  MICROSOFT,
+  opsets,
+  K,
+  store,
+  quantize,
+  chain,
+  biasValues,
+  biasOf,
+  build,
+  weightsFor,
+  type Form,
+  type Stored,
+  type Write,
+} from './support/dynamic_quantized.js';
 import { checkRefused, fused, type Fused } from './support/fused.js';
 import {
-  bytesOf,
   carried,
   floatLayer,
   inputOf,
@@ -18,92 +35,12 @@ import {
   layerOf,
   meaning,
   NAMES,
-  unsigned,
   type Integers,
 } from './support/quantized.js';
 import { quiet, runModel } from './support/run.js';
 import { roundingOfModel } from '../scripts/bench/rounding.js';
 
-const MICROSOFT = 'com.microsoft';
-const opsets = { [MICROSOFT]: 1 };
-const { float, int8, uint8 } = DataType;
-const K = 48;
-
-interface Form {
-  unsigned?: boolean;
-  /** One scale and zero point for the whole weight. */
-  perTensor?: boolean;
-  zeroPoint?: boolean;
-  /** How the sum is scaled. */
-  scaling?: 'product' | 'product swapped' | 'activations first' | 'weight first';
-  bias?: boolean;
-}
-
-interface Stored {
-  q: string;
-  scale: string;
-  zero: string;
-}
-
-function store(m: ModelBuilder, name: string, w: Integers, form: Form): Stored {
-  const type = form.unsigned ? uint8 : int8;
-  const bytes = (values: Int8Array): Uint8Array => (form.unsigned ? unsigned(values) : bytesOf(values));
-  const [dims, count] = form.perTensor ? [[], 1] : [[w.n], w.n];
-  return {
-    q: m.tensor(`q_${name}`, type, [w.k, w.n], bytes(w.values)),
-    scale: m.floats(`s_${name}`, dims, w.scale.slice(0, count)),
-    zero:
-      form.zeroPoint === false ? '' : m.tensor(`z_${name}`, type, dims, bytes(w.zeroPoint.slice(0, count))),
-  };
-}
-
-const quantize = (m: ModelBuilder, h: string): string =>
-  m.node('DynamicQuantizeLinear', [h], ['h_q', 'h_s', 'h_z']);
-
-/** One projection behind DynamicQuantizeLinear, as quantize_dynamic writes it. */
-function chain(m: ModelBuilder, name: string, w: Integers, form: Form = {}): string {
-  const { q, scale, zero } = store(m, name, w, form);
-  const sum = m.node('MatMulInteger', ['h_q', q, 'h_z', zero].slice(0, zero ? 4 : 3), [`i_${name}`]);
-  const cast = m.node('Cast', [sum], [`f_${name}`], { attributes: { to: { integer: float } } });
-  const output = form.bias ? `p_${name}` : name;
-  const mul = (a: string, b: string, to: string): string => m.node('Mul', [a, b], [to]);
-  const { scaling = 'product' } = form;
-  if (scaling === 'product') mul(cast, mul('h_s', scale, `ss_${name}`), output);
-  else if (scaling === 'product swapped') mul(mul(scale, 'h_s', `ss_${name}`), cast, output);
-  else if (scaling === 'activations first') mul(mul(cast, 'h_s', `a_${name}`), scale, output);
-  else mul(mul(cast, scale, `a_${name}`), 'h_s', output);
-  return form.bias ? m.node('Add', [biasOf(m, name, w.n), output], [name]) : name;
-}
-
-const biasValues = (n: number): Float32Array => uniform(n, 1, 9);
-const biasOf = (m: ModelBuilder, name: string, n: number): string =>
-  m.floats(`b_${name}`, [n], biasValues(n));
-
-type Write = (m: ModelBuilder, name: string, w: Integers) => string;
-
-/** Three projections that share one DynamicQuantizeLinear. */
-const build = (
-  weights: readonly Integers[],
-  write: Write,
-  after?: (m: ModelBuilder, h: string) => void,
-): Uint8Array =>
-  layerOf(
-    K,
-    (m, h) => {
-      quantize(m, h);
-      return weights.map((w, i) => write(m, NAMES[i] ?? '', w));
-    },
-    { opsets, ...(after ? { after } : {}) },
-  );
-
-function weightsFor(form: Form): Integers[] {
-  return [8, 16, 16].map((n, i) => {
-    const w = integers(K, n, 30 + i, K, form.zeroPoint === false);
-    if (form.zeroPoint === false && form.unsigned) w.zeroPoint.fill(-128);
-    if (!form.perTensor) return w;
-    return { ...w, scale: w.scale.fill(w.scale[0] ?? 1), zeroPoint: w.zeroPoint.fill(w.zeroPoint[0] ?? 0) };
-  });
-}
+const { float, uint8 } = DataType;
 
 /**
  * Q, K and V of the fused model lie within float32's rounding of the float formula, and within one step of the
@@ -111,7 +48,7 @@ function weightsFor(form: Form): Integers[] {
  * to it costs half of one, and the zero point, itself rounded, may cut off the ends of the range by another half.
  */
 async function check(original: Uint8Array, weights: readonly Integers[], biased = false): Promise<Fused> {
-  const result = fused(original);
+  const result = fused(original, { options: { activationQuant: false } });
   const numbers = weights.map(meaning);
   expect(carried(result)).to.deep.equal(numbers);
   const inputs = inputOf(K);
@@ -209,7 +146,7 @@ describe('DynamicQuantizeLinear and MatMulInteger', () => {
   /** Fused, with the model's integers, and as near to the float formula as float32 allows. */
   const checkPacked = async (rank: number | undefined): Promise<string> => {
     const [original, w] = packed(rank);
-    const result = fused(original);
+    const result = fused(original, { options: { activationQuant: false } });
     expect(result.ops).to.not.include('DynamicQuantizeLinear');
     expect(carried(result)).to.deep.equal([meaning(w)]);
     const reference = layerOf(K, (m, h) => {
@@ -357,7 +294,9 @@ describe("what ONNX Runtime's extended optimisations make of them", () => {
       optimizedModelFilePath: output,
     });
     await session.release();
-    const { bytes, report, ops } = fused(new Uint8Array(fs.readFileSync(output)));
+    const { bytes, report, ops } = fused(new Uint8Array(fs.readFileSync(output)), {
+      options: { activationQuant: false },
+    });
     const biases = weights.map(({ n }) => biasValues(n));
     const formula = await runModel(floatLayer(K, weights.map(meaning), biases), inputOf(K));
     for (const options of [withQkvGemm(quiet), quiet])

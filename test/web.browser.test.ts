@@ -142,7 +142,7 @@ describe('the page in a browser', function () {
     await ended(page);
     await page.getByLabel('linear').check();
     await ended(page);
-    await page.getByLabel(/activation-quant/).check();
+    await page.getByLabel(/activation-quant/).selectOption('true');
     expect(await ended(page)).to.equal(undefined);
     const options = {
       dtype: 'int8',

@@ -17,7 +17,7 @@ import { freeDataName, rewriteSteps } from './rewrite_steps.js';
 import { inSteps, stageAndCommit, Staging } from './staging.js';
 import { CountedData } from './data_file.js';
 import type { ValueDifference } from './verify/difference.js';
-import { DEFAULT_MAX_ERROR } from './verify/bounds.js';
+import { defaultMaxError } from './verify/bounds.js';
 import { checkRewritten, verifyModels } from './verify/verify.js';
 
 export type { Progress } from './progress.js';
@@ -41,8 +41,8 @@ export interface FuseFileOptions extends FuseOptions {
   /** Run the original and the result on generated inputs, and write nothing where they differ (default false). */
   check?: boolean;
   /**
-   * For `check`: the largest difference allowed, of an output's largest element (default 5e-3; 5e-2 for bf16 and 1e-1 for
-   * int8 weights).
+   * For `check`: the largest difference allowed, of an output's largest element (default 5e-3; 5e-2 for bf16, and 1e-1 for
+   * int8 weights and where rows are rounded to int8).
    */
   maxError?: number;
   /** For `check`: sizes of dimensions that the model leaves open, by name (default 3). */
@@ -184,13 +184,8 @@ export async function fuseFileWithin(
     onProgress,
     ...others
   } = options;
-  const {
-    check: comparing = false,
-    maxError = DEFAULT_MAX_ERROR[others.dtype ?? 'keep'],
-    dims,
-    ...rest
-  } = others;
-  if (!(maxError >= 0)) {
+  const { check: comparing = false, maxError, dims, ...rest } = others;
+  if (maxError !== undefined && !(maxError >= 0)) {
     throw new QkvGemmError('INVALID_ARGUMENT', `fuseFile: maxError is ${maxError}, expected a number >= 0.`);
   }
   const bytes = readModelFile(input); // a missing input is the first thing to say
@@ -233,7 +228,7 @@ export async function fuseFileWithin(
     const compare = async (staged: string): Promise<void> => {
       if (verify) await check(staged);
       const { outputs, bounds } = await verifyModels(input, staged, {
-        maxError,
+        maxError: maxError ?? defaultMaxError(report, others.dtype),
         library: 'b',
         ...(dims ? { dims } : {}),
       });

@@ -55,7 +55,7 @@ void FinishDigits(const Rows& rows, const Panel& panel, int64_t first_row, int64
       }
       (blocks ? value : value * scale[v]).Store(c + v * kLanes);
     }
-    of_row += kDigits * rows.blocks;
+    if constexpr (kOperand == Operand::kInt8) of_row += kDigits * rows.blocks;
   }
 }
 

@@ -17,6 +17,8 @@ constexpr double kBytes = 16;
 // Sapphire Rapids cores: 5 us for 72 tasks).
 constexpr double kShortTask = 3000;
 constexpr double kTaskPerThread = 5;
+// What it costs to wake other threads and to wait for them.
+constexpr double kFork = 3000;
 constexpr int64_t kMostRowParts = 4;
 constexpr int64_t kDepthParts[] = {1, 2, 3, 4, 6, 8};
 // A spread is left for one that is estimated to be faster by more than chance.
@@ -90,7 +92,8 @@ double Estimate(const Pass& pass, const Spread& spread, int threads) {
   const double even = std::max(Nanoseconds(pass, spread, pass.panels, pass.tiles),
                                pass.bytes * static_cast<double>(pass.panels * spread.row_parts)) *
                       static_cast<double>(spread.depth_parts) / threads;
-  return std::min(std::ceil(tasks / threads) * largest, even + largest) + tasks * kTaskPerThread * threads;
+  return std::min(std::ceil(tasks / threads) * largest, even + largest) + tasks * kTaskPerThread * threads +
+         (tasks > 1 ? kFork : 0);
 }
 
 // Columns are cut first, which costs nothing; then rows, each part of which reads W anew, or, of a single row

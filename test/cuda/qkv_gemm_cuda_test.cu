@@ -51,7 +51,9 @@ class Results {
   void Fail(const std::string& family, const std::string& what) {
     const std::lock_guard<std::mutex> lock(mutex_);
     ++families_[family].failures;
-    if (++failures_ <= 40) std::printf("FAIL %s\n", what.c_str()), std::fflush(stdout);
+    if (++failures_ > kMostPrinted) return;
+    failed_.push_back(what);
+    std::printf("FAIL %s\n", what.c_str()), std::fflush(stdout);
   }
   void Add(const std::string& family, double bound) {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -71,13 +73,18 @@ class Results {
       if (f.ratio > 0) std::printf(", RMS error/unfused at most %.3f (%s)", f.ratio, f.ratio_at.c_str());
       std::printf("\n");
     }
+    // Again at the end, which is what is kept of a long run.
+    for (const std::string& what : failed_) std::printf("FAIL %s\n", what.c_str());
     std::printf("%zu cases, %lld failures\n", cases, static_cast<long long>(failures_));
     return failures_ == 0 ? 0 : 1;
   }
 
  private:
+  static constexpr int64_t kMostPrinted = 40;
+
   std::mutex mutex_;
   std::map<std::string, FamilyResult> families_;
+  std::vector<std::string> failed_;  // the first of them
   int64_t failures_ = 0;
 };
 

@@ -68,8 +68,9 @@ export async function main(args: readonly string[]): Promise<number> {
     )
     .option(
       '--activation-quant',
-      'nodes with int8 weights round their normalised rows to int8 as well; needs --dtype int8 or integer weights in the model',
+      'nodes with int8 weights round their normalised rows to int8 as well; needs --dtype int8 or integer weights in the model; default: where the model rounds them itself',
     )
+    .option('--no-activation-quant', 'no node does')
     .option('--no-fallback', 'leave out the function body: the model then needs the library')
     .option('--no-verify', 'do not load the result in onnxruntime-node before it is written')
     .option('--save-as-external-data', 'weights leave the model file for OUT.data beside it')

@@ -86,7 +86,8 @@ export function* fuseSteps(
     );
   }
   const fallback = options.fallback !== false;
-  const activationQuant = options.activationQuant === true;
+  const activationQuant =
+    options.activationQuant === undefined ? undefined : options.activationQuant === true;
   const model = new Model(bytes);
   const scopes = scopesOf(model, source);
   checkGraph(model.graph);

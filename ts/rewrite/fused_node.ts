@@ -57,8 +57,8 @@ export interface BuildContext {
   inline: TensorStore;
   /** Weights of other nodes. */
   shared: SharedWeights;
-  /** Nodes with int8 weights round their rows to int8 as well. */
-  activationQuant: boolean;
+  /** Nodes with int8 weights round their rows to int8 as well; undefined: where the model rounds them itself. */
+  activationQuant: boolean | undefined;
 }
 
 /**
@@ -148,8 +148,13 @@ function build(
     const reason = `the model is in opset ${opset}, in which the function body cannot read bfloat16; ${BFLOAT16_OPSET} can`;
     return fail(reason);
   }
-  const activationQuant = context.activationQuant && weights.value.type === DataType.int8;
-  if (fallback && activationQuant && opset < ROUND_OPSET)
+  // Without a norm rows may have one sign, and the model's scale, which is not symmetric, be twice as fine.
+  const asModel = norm !== undefined && projections.every((p) => p.roundsActivations);
+  const wanted = context.activationQuant ?? asModel;
+  const unable = fallback && opset < ROUND_OPSET;
+  const activationQuant =
+    wanted && weights.value.type === DataType.int8 && !(unable && context.activationQuant === undefined);
+  if (activationQuant && unable)
     return fail(
       `the model is in opset ${opset}, in which the function body cannot round activations; ${ROUND_OPSET} can`,
     );

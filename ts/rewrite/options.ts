@@ -21,8 +21,10 @@ export interface FuseOptions {
    */
   int8Block?: number;
   /**
-   * Nodes with int8 weights round each normalised row to int8 as well, and multiply in integers where the processor does
-   * (default false). An error where no node has such weights.
+   * Nodes with int8 weights round each normalised row to int8 as well, and multiply in integers where the processor does.
+   * Default: those behind a norm do whose rows the model itself rounds to 8 bits when it runs (DynamicQuantizeLinear and
+   * DynamicQuantizeMatMul), because more bits would take longer than what is replaced; false: none do; true: all do, and it
+   * is an error where no node has such weights.
    */
   activationQuant?: boolean;
   /** Put the function body into the model so that it runs where the library is not loaded (default true). */

@@ -1,5 +1,6 @@
 /** What is allowed between two models, and what is said of it. */
 import type { FuseOptions } from '../rewrite/options.js';
+import type { FuseReport } from '../rewrite/report.js';
 import type { Bounds, ValueDifference } from './difference.js';
 
 /** What is allowed by default, of the largest element: what rounding the weights costs, with room for some layers. */
@@ -9,6 +10,11 @@ export const DEFAULT_MAX_ERROR: Record<NonNullable<FuseOptions['dtype']>, number
   bf16: 5e-2,
   int8: 1e-1,
 };
+
+/** The same of a rewritten model: rows that are rounded to 8 bits cost what weights of 8 bits do. */
+export function defaultMaxError(report: FuseReport, dtype: FuseOptions['dtype'] = 'keep'): number {
+  return DEFAULT_MAX_ERROR[report.fused.some(({ activationQuant }) => activationQuant) ? 'int8' : dtype];
+}
 
 /** `'y' by 1.2e-2 (3.4e-3 of its largest element), first at [0, 3]: 1.5 and 1.512`, for messages. */
 export function describeDifference({ name, problem, maxAbs, maxError, first }: ValueDifference): string {

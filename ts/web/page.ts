@@ -17,6 +17,7 @@ const div = (id: string): HTMLElement => element(id, HTMLElement);
 const input = (id: string): HTMLInputElement => element(id, HTMLInputElement);
 const files = input('files');
 const dtype = element('dtype', HTMLSelectElement);
+const rounding = element('activation-quant', HTMLSelectElement);
 const provider = element('provider', HTMLSelectElement);
 const skipped = element('skip', HTMLTextAreaElement);
 const bar = element('bar', HTMLProgressElement);
@@ -67,7 +68,7 @@ function options(): FuseOptions {
     targets: targets.filter(({ checked }) => checked).map(({ value }) => value) as NonNullable<
       FuseOptions['targets']
     >,
-    ...(input('activation-quant').checked ? { activationQuant: true } : {}),
+    ...(rounding.value === '' ? {} : { activationQuant: rounding.value === 'true' }),
     ...(input('no-fallback').checked ? { fallback: false } : {}),
     ...(skip.length > 0 ? { skip } : {}),
     ...(block.disabled || block.value === '' ? {} : { int8Block: Number(block.value) }),

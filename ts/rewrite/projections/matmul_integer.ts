@@ -122,6 +122,7 @@ export const matMulInteger: ProjectionRule = {
         alpha: 1,
         bias: add?.bias,
         biasFactor: 1,
+        roundsActivations: true,
         flattened: flat !== undefined,
         node,
         nodes: shared ? behind : [...before, ...behind],

@@ -35,7 +35,8 @@ function projectionAt(
     if (vectorLength(bias) !== n || !isFloat(bias.type))
       return fail(`the bias has shape [${bias.tensor.dims.join(', ')}], expected [N] = [${n}]`, node);
   }
-  return { ok: true, value: projectionOf(index, rule, node, value, found.value, { bias }) };
+  const projection = projectionOf(index, rule, node, value, found.value, { bias });
+  return { ok: true, value: { ...projection, roundsActivations: true } };
 }
 
 export const matMulIntegerToFloat: ProjectionRule = {

@@ -29,6 +29,8 @@ export interface Projection {
    * The fused op takes the norm's float32 and rounds its own result to it, once.
    */
   narrowed?: number;
+  /** The model rounds the value to 8 bits before the product, with a scale that it finds when it runs. */
+  roundsActivations?: true;
   /** The output has two dimensions, all leading ones made into one (Reshape before a Gemm). */
   flattened: boolean;
   /** Outputs in place of `output`, where it is only read in pieces along the last axis; their columns add up to n. */
