@@ -98,18 +98,20 @@ __device__ __forceinline__ uint4 PackChunk(const float (&v)[8]) {
   return {Pack2<T>(v[0], v[1]), Pack2<T>(v[2], v[3]), Pack2<T>(v[4], v[5]), Pack2<T>(v[6], v[7])};
 }
 
-// Eight elements of T from where 16 bytes at a time may be read.
+// Eight elements of T from where 16 bytes at a time may be read. Not by __ldg: the kernel may have started
+// while another wrote them, and what is read through the non-coherent cache must not change as long as a
+// kernel runs (PTX ISA: ld.global.nc).
 template <typename T>
 __device__ __forceinline__ void LoadChunk(const T* from, float (&v)[8]) {
   if constexpr (std::is_same_v<T, float>) {
     const auto* halves = reinterpret_cast<const float4*>(from);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float4 f = __ldg(halves + i);
+      const float4 f = halves[i];
       v[4 * i] = f.x, v[4 * i + 1] = f.y, v[4 * i + 2] = f.z, v[4 * i + 3] = f.w;
     }
   } else {
-    Unpack<T>(__ldg(reinterpret_cast<const uint4*>(from)), v);
+    Unpack<T>(*reinterpret_cast<const uint4*>(from), v);
   }
 }
 

@@ -85,7 +85,7 @@ class SharedStatistics {
       uint4 raw[kLoads];
 #pragma unroll
       for (int j = 0; j < kLoads; ++j)
-        if (i + j * lanes < chunks) raw[j] = __ldg(from + i + j * lanes);
+        if (i + j * lanes < chunks) raw[j] = from[i + j * lanes];  // not __ldg: see LoadChunk
 #pragma unroll
       for (int j = 0; j < kLoads; ++j) {
         if (i + j * lanes >= chunks) break;
