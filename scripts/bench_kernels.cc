@@ -75,6 +75,13 @@ class SpinningPool {
   void* context_ = nullptr;
 };
 
+template <typename Fn>
+double Microseconds(const Fn& fn) {
+  const auto start = std::chrono::steady_clock::now();
+  fn();
+  return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count();
+}
+
 struct Times {
   double fastest;  // microseconds
   double median;
@@ -86,11 +93,8 @@ Times Time(const Fn& fn) {
   fn();
   std::vector<double> times;
   const auto begin = Clock::now();
-  while (times.size() < 5 || (times.size() < 400 && Clock::now() - begin < std::chrono::milliseconds(400))) {
-    const auto start = Clock::now();
-    fn();
-    times.push_back(std::chrono::duration<double, std::micro>(Clock::now() - start).count());
-  }
+  while (times.size() < 5 || (times.size() < 400 && Clock::now() - begin < std::chrono::milliseconds(400)))
+    times.push_back(Microseconds(fn));
   std::sort(times.begin(), times.end());
   return {times.front(), times[times.size() / 2]};
 }
@@ -104,7 +108,13 @@ class Memory {
  public:
   static constexpr size_t kBytes = size_t{256} << 20;
 
-  Memory() : memory_(AllocatePacked(kBytes)) { std::fill(Words(), Words() + kWords, 1); }
+  Memory() : memory_(AllocatePacked(kBytes)) {
+    if (memory_ == nullptr) {
+      std::fprintf(stderr, "no %zu MB of memory for its bandwidth to be measured\n", kBytes >> 20);
+      std::exit(1);
+    }
+    std::fill(Words(), Words() + kWords, 1);
+  }
   // By these threads, all of it.
   void Read(const ThreadPool& pool) {
     pool.run(
@@ -238,10 +248,8 @@ bool BenchChoices(int64_t k, int64_t n, Isa isa, const ThreadPool& pool) {
         for (size_t i = 0; i < choices.size(); ++i) {
           Buffer scratch(ScratchBytes(c.p, isa, pool.threads, true, choices[i]));
           empty_caches();
-          const auto start = std::chrono::steady_clock::now();
-          Run(c.p, o, packed.get(), isa, pool, scratch.Data(), choices[i]);
           times[i].push_back(
-              std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count());
+              Microseconds([&] { Run(c.p, o, packed.get(), isa, pool, scratch.Data(), choices[i]); }));
           if (round == 0 && !Verify(c, MakePlan(c.p, isa, pool.threads, choices[i]))) return false;
         }
       for (size_t i = 0; i < choices.size(); ++i) {
@@ -261,11 +269,6 @@ bool BenchChoices(int64_t k, int64_t n, Isa isa, const ThreadPool& pool) {
 // one time as at another.
 bool BenchBandwidth(int64_t k, int64_t n, Isa isa, const ThreadPool& pool) {
   Memory memory;
-  const auto time = [](const auto& fn) {
-    const auto start = std::chrono::steady_clock::now();
-    fn();
-    return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count();
-  };
   for (const Form& form : kForms) {
     if (form.block != 0 && k % form.block != 0) continue;
     Case c = MakeCase(form, 8, k, n);
@@ -280,9 +283,9 @@ bool BenchBandwidth(int64_t k, int64_t n, Isa isa, const ThreadPool& pool) {
       if (!Verify(c, MakePlan(c.p, isa, pool.threads))) return false;
       constexpr int kRounds = 50;
       std::vector<double> rates, limits, shares;
-      double before = time([&] { memory.Read(pool); });
+      double before = Microseconds([&] { memory.Read(pool); });
       for (int round = 0; round < kRounds; ++round) {
-        const double us = time(run), after = time([&] { memory.Read(pool); });
+        const double us = Microseconds(run), after = Microseconds([&] { memory.Read(pool); });
         rates.push_back(bytes / us / 1e3);
         limits.push_back(2 * Memory::kBytes / (before + after) / 1e3);
         shares.push_back(100 * rates.back() / limits.back());
