@@ -23,7 +23,7 @@ enum class Prefetch {
 };
 constexpr int kStreamAhead = 8192;
 // Up to so many products for each line of 64 bytes, W comes faster by the processor's prefetchers alone, and
-// with more of them slower (Zen 5: BENCHMARKS.md). With AMX, and on Arm, asking was timed alone.
+// with more of them slower (Zen 5: BENCHMARKS.md). With AMX, and on Arm, asking for all was timed alone.
 constexpr int kUnaskedProducts = kThisIsa >= Isa::kAmx ? 0 : 3;
 constexpr int kIntoL2 = 2;  // the locality argument of __builtin_prefetch
 
