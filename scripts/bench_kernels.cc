@@ -75,6 +75,13 @@ class SpinningPool {
   void* context_ = nullptr;
 };
 
+template <typename Fn>
+double Microseconds(const Fn& fn) {
+  const auto start = std::chrono::steady_clock::now();
+  fn();
+  return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count();
+}
+
 struct Times {
   double fastest;  // microseconds
   double median;
@@ -86,11 +93,8 @@ Times Time(const Fn& fn) {
   fn();
   std::vector<double> times;
   const auto begin = Clock::now();
-  while (times.size() < 5 || (times.size() < 400 && Clock::now() - begin < std::chrono::milliseconds(400))) {
-    const auto start = Clock::now();
-    fn();
-    times.push_back(std::chrono::duration<double, std::micro>(Clock::now() - start).count());
-  }
+  while (times.size() < 5 || (times.size() < 400 && Clock::now() - begin < std::chrono::milliseconds(400)))
+    times.push_back(Microseconds(fn));
   std::sort(times.begin(), times.end());
   return {times.front(), times[times.size() / 2]};
 }
@@ -99,34 +103,47 @@ struct FreeDeleter {
   void operator()(void* p) const { std::free(p); }
 };
 
-// GB/s that these threads read, from a buffer beyond the last-level cache.
+// A buffer beyond the last-level cache, on the pages that W has.
+class Memory {
+ public:
+  static constexpr size_t kBytes = size_t{256} << 20;
+
+  Memory() : memory_(AllocatePacked(kBytes)) {
+    if (memory_ == nullptr) {
+      std::fprintf(stderr, "no %zu MB of memory for its bandwidth to be measured\n", kBytes >> 20);
+      std::exit(1);
+    }
+    std::fill(Words(), Words() + kWords, 1);
+  }
+  // By these threads, all of it.
+  void Read(const ThreadPool& pool) {
+    pool.run(
+        pool.state, kTasks,
+        [](void* self, size_t i) {
+          auto& memory = *static_cast<Memory*>(self);
+          const uint64_t* const data = memory.Words();
+          const size_t begin = kWords * i / kTasks, end = kWords * (i + 1) / kTasks;
+          uint64_t s[8] = {};
+          for (size_t j = begin; j + 8 <= end; j += 8)
+            for (size_t l = 0; l < 8; ++l) s[l] += data[j + l];
+          memory.sink_ += s[0] + s[1] + s[2] + s[3] + s[4] + s[5] + s[6] + s[7];
+        },
+        this);
+  }
+
+ private:
+  static constexpr size_t kWords = kBytes / sizeof(uint64_t), kTasks = 64;
+
+  uint64_t* Words() const { return static_cast<uint64_t*>(memory_.get()); }
+
+  std::unique_ptr<void, FreeDeleter> memory_;
+  std::atomic<uint64_t> sink_{0};
+};
+
+// GB/s that these threads read.
 double ReadBandwidth(const ThreadPool& pool) {
-  const size_t words = size_t{256} << 17;                                      // 256 MB
-  const std::unique_ptr<void, FreeDeleter> memory(AllocatePacked(words * 8));  // on the pages that W has
-  auto* buffer = static_cast<uint64_t*>(memory.get());
-  if (buffer == nullptr) return 0;
-  std::fill(buffer, buffer + words, 1);
-  std::atomic<uint64_t> sink{0};
-  struct Context {
-    const uint64_t* data;
-    size_t words;
-    size_t tasks;
-    std::atomic<uint64_t>* sink;
-  } context{buffer, words, 64, &sink};
-  const double us = Time([&] {
-                      pool.run(
-                          pool.state, context.tasks,
-                          [](void* c, size_t i) {
-                            const auto& x = *static_cast<Context*>(c);
-                            const size_t begin = x.words * i / x.tasks, end = x.words * (i + 1) / x.tasks;
-                            uint64_t s[8] = {};
-                            for (size_t j = begin; j + 8 <= end; j += 8)
-                              for (size_t l = 0; l < 8; ++l) s[l] += x.data[j + l];
-                            *x.sink += s[0] + s[1] + s[2] + s[3] + s[4] + s[5] + s[6] + s[7];
-                          },
-                          &context);
-                    }).fastest;
-  return static_cast<double>(words * 8) / us / 1e3;
+  Memory memory;
+  return Memory::kBytes / Time([&] { memory.Read(pool); }).fastest / 1e3;
 }
 
 // GFLOP/s that these threads reach on registers.
@@ -231,10 +248,8 @@ bool BenchChoices(int64_t k, int64_t n, Isa isa, const ThreadPool& pool) {
         for (size_t i = 0; i < choices.size(); ++i) {
           Buffer scratch(ScratchBytes(c.p, isa, pool.threads, true, choices[i]));
           empty_caches();
-          const auto start = std::chrono::steady_clock::now();
-          Run(c.p, o, packed.get(), isa, pool, scratch.Data(), choices[i]);
           times[i].push_back(
-              std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - start).count());
+              Microseconds([&] { Run(c.p, o, packed.get(), isa, pool, scratch.Data(), choices[i]); }));
           if (round == 0 && !Verify(c, MakePlan(c.p, isa, pool.threads, choices[i]))) return false;
         }
       for (size_t i = 0; i < choices.size(); ++i) {
@@ -244,6 +259,45 @@ bool BenchChoices(int64_t k, int64_t n, Isa isa, const ThreadPool& pool) {
                     times[i][kRounds / 10], times[i][kRounds / 2], ToString(choices[i]).c_str(),
                     ToString(MakePlan(c.p, isa, pool.threads, choices[i])).c_str());
       }
+    }
+  }
+  return true;
+}
+
+// Few rows of input read W once and hardly compute: what share of the bandwidth they reach, against reads of
+// memory right before and after each call, because a machine with other guests has twice as much of it at
+// one time as at another.
+bool BenchBandwidth(int64_t k, int64_t n, Isa isa, const ThreadPool& pool) {
+  Memory memory;
+  for (const Form& form : kForms) {
+    if (form.block != 0 && k % form.block != 0) continue;
+    Case c = MakeCase(form, 8, k, n);
+    const Operands o = c.GetOperands();
+    const auto packed = PackCase(c, isa, pool);
+    const auto bytes = static_cast<double>(PackedBytes(c.p, isa));
+    for (int64_t m : {1, 4, 8}) {
+      c.p.m = m;
+      Buffer scratch(ScratchBytes(c.p, isa, pool.threads, true));
+      const auto run = [&] { Run(c.p, o, packed.get(), isa, pool, scratch.Data()); };
+      run();
+      if (!Verify(c, MakePlan(c.p, isa, pool.threads))) return false;
+      constexpr int kRounds = 50;
+      std::vector<double> rates, limits, shares;
+      double before = Microseconds([&] { memory.Read(pool); });
+      for (int round = 0; round < kRounds; ++round) {
+        const double us = Microseconds(run), after = Microseconds([&] { memory.Read(pool); });
+        rates.push_back(bytes / us / 1e3);
+        limits.push_back(2 * Memory::kBytes / (before + after) / 1e3);
+        shares.push_back(100 * rates.back() / limits.back());
+        before = after;
+      }
+      for (auto* values : {&rates, &limits, &shares}) std::ranges::sort(*values);
+      std::printf(
+          "%-14s K=%lld N=%lld M=%lld, %d threads: %.1f GB/s where memory gives %.1f; %.0f %% of it "
+          "(%.0f to %.0f, P10 to P90)\n",
+          form.name, static_cast<long long>(k), static_cast<long long>(n), static_cast<long long>(m),
+          pool.threads, rates[kRounds / 2], limits[kRounds / 2], shares[kRounds / 2], shares[kRounds / 10],
+          shares[kRounds * 9 / 10]);
     }
   }
   return true;
@@ -298,9 +352,10 @@ bool Bench(int64_t k, int64_t n, Isa isa, const ThreadPool& pool, double bandwid
 int main(int argc, char** argv) {
   const std::string option = argc > 1 && argv[1][0] == '-' ? argv[1] : "";
   if (!option.empty()) --argc, ++argv;
-  const bool limits = option == "--limits", choices = option == "--choices";
-  if (!option.empty() && !limits && !choices) {
-    std::fprintf(stderr, "unknown option %s; there are --limits and --choices\n", option.c_str());
+  const bool limits = option == "--limits", choices = option == "--choices", beside = option == "--bandwidth";
+  if (!option.empty() && !limits && !choices && !beside) {
+    std::fprintf(stderr, "unknown option %s; there are --limits, --choices and --bandwidth\n",
+                 option.c_str());
     return 2;
   }
   const int threads = argc > 1 ? std::atoi(argv[1]) : 2;
@@ -311,9 +366,10 @@ int main(int argc, char** argv) {
     std::printf("%s\n", error.c_str());
     return 1;
   }
-  const double bandwidth = choices ? 0 : ReadBandwidth(pool.pool);
+  const double bandwidth = choices || beside ? 0 : ReadBandwidth(pool.pool);
   double peaks[3] = {};
-  for (int i = 0; i < 3 && !choices; ++i) peaks[i] = PeakOf(static_cast<Operand>(i), isa, pool.pool);
+  for (int i = 0; i < 3 && !choices && !beside; ++i)
+    peaks[i] = PeakOf(static_cast<Operand>(i), isa, pool.pool);
   if (limits) {
     std::printf("{\"isa\": \"%s\", \"gbPerSecond\": %.1f, \"gflops\": {\"float\": %.1f", IsaName(isa),
                 bandwidth, peaks[0]);
@@ -323,7 +379,9 @@ int main(int argc, char** argv) {
     return 0;
   }
   const auto bench = [&](int64_t k, int64_t n) {
-    return choices ? BenchChoices(k, n, isa, pool.pool) : Bench(k, n, isa, pool.pool, bandwidth, peaks);
+    if (choices) return BenchChoices(k, n, isa, pool.pool);
+    if (beside) return BenchBandwidth(k, n, isa, pool.pool);
+    return Bench(k, n, isa, pool.pool, bandwidth, peaks);
   };
   bool ok = true;
   if (argc < 4) ok = bench(768, 2304) && bench(4096, 12288);

@@ -22,6 +22,9 @@ enum class Prefetch {
   kNext,    // its share of the next K block, which is read when all row tiles are done with this one
 };
 constexpr int kStreamAhead = 8192;
+// Up to so many products for each line of 64 bytes, W comes faster by the processor's prefetchers alone, and
+// with more of them slower (Zen 5: BENCHMARKS.md). With AMX, and on Arm, asking for all was timed alone.
+constexpr int kUnaskedProducts = kThisIsa >= Isa::kAmx ? 0 : 3;
 constexpr int kIntoL2 = 2;  // the locality argument of __builtin_prefetch
 
 struct MicroArguments {
@@ -97,6 +100,8 @@ void MicroKernel(const MicroArguments& arguments) {
   constexpr int kUnroll = kRows * 4 <= kRowsLeft ? 4 : kRows * 2 <= kRowsLeft ? 2 : 1;
   constexpr int kGroups = std::max(1, kUnroll / kSteps);  // in one turn of the loop
   constexpr int kVectorBytes = kLanes * L::kGroup * static_cast<int>(SizeOf(L::kType));
+  constexpr bool kAsksAhead =
+      kPrefetch == Prefetch::kStream && kRows * kSteps * 64 / kVectorBytes > kUnaskedProducts;
   const uint32_t* a = arguments.rows;
   const auto* w = static_cast<const char*>(arguments.weight);
   const char* next = arguments.next;
@@ -109,7 +114,7 @@ void MicroKernel(const MicroArguments& arguments) {
     for (int v = 0; v < kVectors; ++v) zero[v] = Vec::Load(arguments.zero_point + v * kLanes);
   }
   const auto group = [&](int g) __attribute__((always_inline)) {
-    if constexpr (kPrefetch == Prefetch::kStream) {
+    if constexpr (kAsksAhead) {
       for (int line = 0; line < kVectors * kVectorBytes; line += 64)
         __builtin_prefetch(w + kStreamAhead + line, 0, kIntoL2);
     } else if constexpr (kPrefetch == Prefetch::kNext) {
