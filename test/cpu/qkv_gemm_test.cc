@@ -204,6 +204,21 @@ void TestInt8(Isa isa, std::mt19937& random) {
             }
 }
 
+// Rows of few bits, whose values fall on the middle between two of int8.
+void TestTies(Isa isa, std::mt19937& random) {
+  for (DType t : {DType::kFloat, DType::kFloat16, DType::kBFloat16})
+    for (int64_t m : {3, 40}) {
+      Case c;
+      c.p.m = m, c.p.k = 1000, c.p.n = 40;
+      c.p.t = t, c.p.tw = DType::kInt8, c.p.activation_quant = true;
+      c.p.norm = NormType::kRmsNorm, c.gamma = false;
+      c.p.scale_layout = ScaleLayout::kColumnGroups, c.p.scale_groups = 1;
+      c.values = Values::kTies;
+      c.splits = {40};
+      RunAll(c, isa, random);
+    }
+}
+
 // More products than one int32 sums up, and the largest that there are: 127 * 255 each.
 void TestDeepInt8(Isa isa, std::mt19937& random) {
   for (bool quant : {false, true})
@@ -389,6 +404,7 @@ int main(int argc, char** argv) {
     TestShapes(isa, random);
     TestTypes(isa, random);
     TestInt8(isa, random);
+    TestTies(isa, random);
     TestDeepInt8(isa, random);
     TestBFloat16Sums(isa, random);
     TestNotFinite(isa, random);

@@ -178,6 +178,13 @@ class Builder {
               added.c.emit_norm = m == 40;
               if (tw == DType::kInt8) added.c.p.activation_quant = m == 40;
             }
+    for (DType t : kFloats)
+      for (const auto& [m, k, n] : {std::array<int64_t, 3>{3, 100, 64}, {129, 1000, 96}}) {
+        CudaCase& added = Add("inputs", m, k, n, t, DType::kInt8);
+        added.c.values = Values::kTies;
+        added.c.p.norm = NormType::kRmsNorm, added.c.gamma = false;
+        added.c.p.activation_quant = true;
+      }
   }
 
   void Alignment() {
@@ -244,8 +251,8 @@ std::vector<CudaCase> CudaCases(unsigned seed, bool quick) {
 std::string Describe(const CudaCase& c) {
   static constexpr const char* kTypes[] = {"float", "fp16", "bf16", "int8"};
   static constexpr const char* kNormNames[] = {"layer_norm", "rms_norm", "none"};
-  static constexpr const char* kValues[] = {"mixed",      "plain",      "large",
-                                            "tiny_gamma", "huge_gamma", "spread_gamma"};
+  static constexpr const char* kValues[] = {"mixed",      "plain",        "large", "tiny_gamma",
+                                            "huge_gamma", "spread_gamma", "ties"};
   const Problem& p = c.c.p;
   const auto type = [](DType t) { return kTypes[static_cast<int>(t)]; };
   const auto number = [](int64_t v) { return std::to_string(v); };

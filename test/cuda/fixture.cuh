@@ -17,7 +17,7 @@ struct Workspace {
   DeviceArray<double> row, quantised, input, weight, largest, step, widest, bias, unfused;
   DeviceArray<float> unfused_row, unfused_weight;
   DeviceArray<Sums> sums;
-  DeviceArray<uint8_t> kinds, saved;
+  DeviceArray<uint8_t> near_tie, kinds, saved;
   DeviceArray<Report> report;
 };
 
@@ -145,15 +145,16 @@ class Fixture {
     for (double e : v) largest = std::max(largest, std::fabs(e));
     const double step = p.activation_quant ? largest / 127.0 : 0;
     for (int64_t n = 0; n < p.n; ++n) {
-      double sum = 0, magnitude = 0, widest = 0;
+      double sum = 0, magnitude = 0, ties = 0;
       for (int64_t k = 0; k < p.k; ++k) {
         const double weight = c_.Weight(k, n), e = step > 0 ? std::nearbyint(v[k] / step) * step : v[k];
         sum += e * weight;
         magnitude += std::fabs(e * weight);
-        widest = std::max(widest, std::fabs(weight));
+        if (step > 0 && NearTie(v[k], step)) ties += std::fabs(weight);
       }
-      // Quantised values may fall to either side of a tie.
-      if (!(std::fabs(sums[n].sum - sum) <= 1e-9 * magnitude + 2 * step * widest)) return false;
+      // Quantised values may fall to either side of a tie, but both must know where that is so.
+      if (!(std::fabs(sums[n].sum - sum) <= 1e-9 * magnitude + step * ties)) return false;
+      if (!(std::fabs(sums[n].ties - ties) <= 1e-9 * ties)) return false;
     }
     return true;
   }
@@ -168,6 +169,7 @@ class Fixture {
                    w_->quantised.Get(mk),
                    w_->input.Get(mk),
                    w_->unfused_row.Get(mk),
+                   w_->near_tie.Get(mk),
                    w_->weight.Get(kn),
                    w_->unfused_weight.Get(kn),
                    w_->largest.Get(p.m),

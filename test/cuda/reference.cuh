@@ -51,6 +51,7 @@ struct Reference {
   // instead, and norm(x) rounded as an operand
   double *row, *quantised, *input;
   float* unfused_row;
+  uint8_t* near_tie;  // [m, k]: whether a row's value is near a tie between two quantised ones
   // [k, n]: W, and W rounded as an operand
   double* weight;
   float* unfused_weight;
@@ -89,8 +90,10 @@ struct ReferenceRow : Reference {
     largest[r] = most;
     const double s = p.activation_quant ? most / 127.0 : 0;
     step[r] = s;
-    for (int64_t i = r * p.k; i < (r + 1) * p.k; ++i)
+    for (int64_t i = r * p.k; i < (r + 1) * p.k; ++i) {
       quantised[i] = s > 0 ? std::nearbyint(row[i] / s) * s : row[i];
+      near_tie[i] = s > 0 && NearTie(row[i], s);
+    }
   }
 };
 
@@ -129,6 +132,7 @@ struct ReferenceProduct : Reference {
       s.magnitude += std::fabs(product);
       s.input += input[r * p.k + k] * std::fabs(w);
       s.squares += product * product;
+      if (near_tie[r * p.k + k]) s.ties += std::fabs(w);
       plain = fmaf(unfused_row[r * p.k + k], unfused_weight[k * p.n + n], plain);
     }
     sums[i] = s;

@@ -43,6 +43,7 @@ struct Sums {
   double input = 0;      // of |x / deviation * gamma * w|: what `mean_last` sums
   double squares = 0;    // of (norm(x) * w)^2
   double row = 0;        // the row's largest |norm(x)|
+  double ties = 0;       // of |w| where norm(x) is near a tie between two quantised values
 };
 
 // A dot product of K terms in any order costs at most K u times the sum of magnitudes, with u = 2^-24; in
@@ -72,12 +73,12 @@ QKVGEMM_HOST_DEVICE inline double NormBound(DType t, double expected, double lar
   return ElementBound(largest) + RoundingOf(t) * std::fabs(expected) + SmallestOf(t);
 }
 
-// Quantised rows (activation_quant): the reference rounds the same way, but a value within its own error of a
-// tie may fall to the other side, by a whole step. Steps being largest / 127, the chance is 2 * 127 * 16 u a
-// value; the bound is the expected number in a row and six deviations, and two where fewer are expected.
-QKVGEMM_HOST_DEVICE inline double TiesBound(double k) {
-  const double expected = k * 2 * 127 * ElementBound(1.0);
-  return expected + 6 * std::sqrt(expected) + 2;
+// Quantised rows (activation_quant): the reference rounds the same way, but a value within its own error and
+// its step's of a tie may fall to either side. There are few such values among random ones, and many where
+// the row's largest value is 127 times a power of two and the others have few bits.
+QKVGEMM_HOST_DEVICE inline bool NearTie(double value, double step) {
+  const double steps = std::fabs(value / step);
+  return std::fabs(steps - std::floor(steps) - 0.5) <= 127 * 2 * ElementBound(1.0);
 }
 
 // `widest`: the column's largest weight. `step`: distance of quantised values, else 0.
@@ -92,7 +93,7 @@ QKVGEMM_HOST_DEVICE inline double OutputBound(const Problem& p, const Arithmetic
   if (a.rows_rounded) bound += 6 * SmallestOf(p.t) * root * widest;
   // Independent roundings again, by no more than all of them.
   bound += a.fixed_point * s.row * widest * (k < 36 ? k : 6 * root);
-  bound += TiesBound(k) * step * widest;
+  bound += s.ties * step;
   return bound + RoundingOf(p.t) * (expected + bound) + SmallestOf(p.t);
 }
 

@@ -76,12 +76,13 @@ class Tensor {
 
 // What the input and gamma are like.
 enum class Values {
-  kMixed,       // rows of each RowKind
-  kPlain,       // normal values, no zero row, no outlier
-  kLarge,       // near the largest values of float16, in every other row about a mean
-  kTinyGamma,   // gamma about 1e-4
-  kHugeGamma,   // gamma about 1e3
-  kSpreadGamma  // gamma from 1e-4 to 1e3, of either sign
+  kMixed,        // rows of each RowKind
+  kPlain,        // normal values, no zero row, no outlier
+  kLarge,        // near the largest values of float16, in every other row about a mean
+  kTinyGamma,    // gamma about 1e-4
+  kHugeGamma,    // gamma about 1e3
+  kSpreadGamma,  // gamma from 1e-4 to 1e3, of either sign
+  kTies          // multiples of 1/256 and 127/32 the largest: without gamma an eighth are ties of int8
 };
 enum RowKind { kPlainRow, kLargeMeanRow, kOutlierRow, kZeroRow, kRowKinds };
 
@@ -116,6 +117,11 @@ struct Case {
         }
       }
       if (kind == kOutlierRow) x.Set(r * p.k + p.k / 2, 200.0);
+      if (values == Values::kTies) {
+        for (int64_t i = r * p.k; i < (r + 1) * p.k; ++i)
+          x.Set(i, std::clamp(std::round(256 * x.Get(i)) / 256, -3.5, 3.5));
+        x.Set(r * p.k + p.k / 2, 127.0 / 32);
+      }
     }
     if (p.tw == DType::kInt8) {
       w = Tensor(p.tw, p.k * p.n);

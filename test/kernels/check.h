@@ -46,7 +46,8 @@ struct Expectation {
 struct ExpectedRow {
   std::vector<double> row;
   double largest = 0;
-  double step = 0;  // activation_quant: distance of quantised values
+  double step = 0;         // activation_quant: distance of quantised values
+  std::vector<bool> ties;  // and which are near a tie of two
 
   ExpectedRow(Case& c, int64_t r) : row(c.NormRow(r)) {
     for (double v : row) largest = std::max(largest, std::fabs(v));
@@ -54,7 +55,10 @@ struct ExpectedRow {
   void Quantize() {
     step = largest / 127.0;
     if (step == 0) return;
-    for (double& v : row) v = std::nearbyint(v / step) * step;
+    for (double& v : row) {
+      ties.push_back(NearTie(v, step));
+      v = std::nearbyint(v / step) * step;
+    }
   }
 };
 
@@ -68,6 +72,7 @@ inline Expectation Expect(Case& c, const ExpectedRow& expected, int64_t column,
     sums.sum += product;
     sums.magnitude += std::fabs(product);
     sums.squares += product * product;
+    if (expected.step > 0 && expected.ties[static_cast<size_t>(k)]) sums.ties += std::fabs(weight);
     widest = std::max(widest, std::fabs(weight));
   }
   const double bias = c.bias ? c.c.Get(column) : 0;
