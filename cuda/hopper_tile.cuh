@@ -25,6 +25,13 @@ struct Maps {
 
 constexpr int kStatisticsWarps = 3;  // those beside the producer's
 
+// Rows of a tile whose results leave together: a multiple of 16, of which a tile has one or an even number.
+constexpr int ChunkRows(int rows) {
+  int chunks = 1;
+  while (rows / chunks > 80) chunks *= 2;
+  return rows / chunks;
+}
+
 // kGroups * 64 columns and kTokens rows.
 template <typename T_, Packing kPacking_, int kGroups_, int kTokens_>
 struct Config {
@@ -57,10 +64,11 @@ struct Config {
   // Many rows of halves leave in chunks through a stage that is not filled at the end of each tile, each
   // warpgroup's from one or two places in it.
   static constexpr bool kStaged = sizeof(T) == 2 && !kFew;
-  static constexpr int kChunkRows = std::min(kTokens, 64), kChunks = kTokens / kChunkRows,
+  static constexpr int kChunkRows = ChunkRows(kTokens), kChunks = kTokens / kChunkRows,
                        kChunkBytes = kChunkRows * 128;
   static constexpr int kPlaces = std::min({kChunks, 2, kStageBytes / (kGroups * kChunkBytes)});
   static constexpr int kRounds = kChunks / kPlaces;  // in which a tile's chunks fill the places
+  static_assert(kChunkRows % 16 == 0);
   static_assert(kPlaces > 0 && kChunks % kPlaces == 0 && kRounds * kPlaces == kChunks);
 
   static constexpr int kStatisticsBytes = kTokens * static_cast<int>(sizeof(RowStatistics));

@@ -59,11 +59,11 @@ constexpr int64_t FactorBytes(const Problem& p, Packing packing) {
 }
 
 // What the matrix families read as rows, in scratch memory unless it is the input itself: RowStatistics of
-// each row, padded to whole tiles, then the rows where they are copied.
+// each row and of those behind the last that a tile may have, then the rows where they are copied.
 struct RowStatistics {
   float mean, rstd;  // kQuantised: 0 and the row's scale; kNormalised: 0 and 1
 };
-constexpr int64_t kStatisticsPadding = 256;
+constexpr int64_t kMostTileRows = 256;
 // Counters of shared statistics: rows claimed, and rows done of each tile, which have 64 rows at least.
 constexpr size_t CounterBytes(const Problem& p) {
   return static_cast<size_t>(1 + CeilDiv(p.m, 64)) * sizeof(uint32_t);
@@ -80,9 +80,9 @@ constexpr int kSharingWarps = 3;  // of a block
 // Rows of a Hopper tile up to which it takes their statistics itself.
 constexpr int kMostMomentRows = 32;
 
-// Columns / 64 and rows of the Hopper tiles; widened weights leave the largest no registers.
+// Columns / 64 and rows of the Hopper tiles; widened weights leave the two largest no registers.
 constexpr bool HasHopperTile(Packing packing, int groups, int rows) {
-  return packing != Packing::kInt8 || groups < 3 || rows < 256;
+  return packing != Packing::kInt8 || groups < 3 || rows < 192;
 }
 
 constexpr int64_t RowPitch(const Problem& p, Rows rows) {  // elements
@@ -92,7 +92,7 @@ constexpr int64_t RowElementBytes(const Problem& p, Rows rows) {
   return rows == Rows::kQuantised ? 1 : static_cast<int64_t>(SizeOf(p.t));
 }
 constexpr size_t StatisticsBytes(const Problem& p) {
-  return static_cast<size_t>(RoundUp(p.m, kStatisticsPadding)) * sizeof(RowStatistics);
+  return static_cast<size_t>(p.m + kMostTileRows - 1) * sizeof(RowStatistics);
 }
 
 }  // namespace qkvgemm::cuda

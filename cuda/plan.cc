@@ -42,7 +42,8 @@ constexpr Tile kTiles[] = {
     {Family::kStream, 32, 16},   {Family::kStream, 48, 16},   {Family::kStream, 96, 16},
     {Family::kHopper, 64, 16},   {Family::kHopper, 128, 16},  {Family::kHopper, 64, 32},
     {Family::kHopper, 128, 32},  {Family::kHopper, 64, 64},   {Family::kHopper, 128, 64},
-    {Family::kHopper, 128, 128}, {Family::kHopper, 192, 128}, {Family::kHopper, 128, 256},
+    {Family::kHopper, 64, 96},   {Family::kHopper, 128, 96},  {Family::kHopper, 128, 128},
+    {Family::kHopper, 192, 128}, {Family::kHopper, 192, 192}, {Family::kHopper, 128, 256},
     {Family::kHopper, 192, 256}, {Family::kTile, 64, 32},     {Family::kTile, 64, 64},
     {Family::kTile, 128, 64},    {Family::kTile, 128, 128}};
 

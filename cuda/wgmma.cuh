@@ -45,12 +45,14 @@ __device__ __forceinline__ void WgmmaWait() {
 #define QKV_D8(c, i) c(d[i]), c(d[i + 1]), c(d[i + 2]), c(d[i + 3]), c(d[i + 4]), c(d[i + 5]), c(d[i + 6]), c(d[i + 7])
 #define QKV_D16(c, i) QKV_D8(c, i), QKV_D8(c, i + 8)
 #define QKV_D32(c, i) QKV_D16(c, i), QKV_D16(c, i + 16)
+#define QKV_D48(c, i) QKV_D32(c, i), QKV_D16(c, i + 32)
 #define QKV_D64(c, i) QKV_D32(c, i), QKV_D32(c, i + 32)
 #define QKV_D96(c, i) QKV_D64(c, i), QKV_D32(c, i + 64)
 #define QKV_D128(c, i) QKV_D64(c, i), QKV_D64(c, i + 64)
 #define QKV_NAMES8 QKV_P0
 #define QKV_NAMES16 QKV_P0 ", " QKV_P8
 #define QKV_NAMES32 QKV_P0 ", " QKV_P8 ", " QKV_P16 ", " QKV_P24
+#define QKV_NAMES48 QKV_NAMES32 ", " QKV_P32 ", " QKV_P40
 #define QKV_NAMES64 QKV_P0 ", " QKV_P8 ", " QKV_P16 ", " QKV_P24 ", " QKV_P32 ", " QKV_P40 ", " QKV_P48 ", " QKV_P56
 #define QKV_NAMES96 QKV_P0 ", " QKV_P8 ", " QKV_P16 ", " QKV_P24 ", " QKV_P32 ", " QKV_P40 ", " QKV_P48 ", " QKV_P56 ", " QKV_P64 ", " QKV_P72 ", " QKV_P80 ", " QKV_P88
 #define QKV_NAMES128 QKV_P0 ", " QKV_P8 ", " QKV_P16 ", " QKV_P24 ", " QKV_P32 ", " QKV_P40 ", " QKV_P48 ", " QKV_P56 ", " QKV_P64 ", " QKV_P72 ", " QKV_P80 ", " QKV_P88 ", " QKV_P96 ", " QKV_P104 ", " QKV_P112 ", " QKV_P120
@@ -94,6 +96,7 @@ template <typename Element, int kN> struct Wgmma;  // Ss: A and B by descriptor;
 QKV_WGMMA(16, 8, 8, 9, 10, 11, 12, 13)
 QKV_WGMMA(32, 16, 16, 17, 18, 19, 20, 21)
 QKV_WGMMA(64, 32, 32, 33, 34, 35, 36, 37)
+QKV_WGMMA(96, 48, 48, 49, 50, 51, 52, 53)
 QKV_WGMMA(128, 64, 64, 65, 66, 67, 68, 69)
 QKV_WGMMA(192, 96, 96, 97, 98, 99, 100, 101)
 QKV_WGMMA(256, 128, 128, 129, 130, 131, 132, 133)
