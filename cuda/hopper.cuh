@@ -8,6 +8,7 @@
 // the producer's take the rows' statistics where rows are few, and send on the results where they are many.
 #pragma once
 
+#include "cuda/hopper_cluster.cuh"
 #include "cuda/hopper_output.cuh"
 #include "cuda/hopper_sender.cuh"
 #include "cuda/hopper_shared.cuh"
@@ -21,18 +22,25 @@ namespace qkvgemm::cuda::hopper {
 template <typename C>
 class Producer {
  public:
-  __device__ explicit Producer(const Block<C>& block) : block_(block), p_(block.p) {}
+  __device__ explicit Producer(const Block<C>& block) : block_(block), p_(block.p) {
+    if constexpr (C::kCluster) {
+      for (int i = 0; i < p_.cluster_rows; ++i) same_columns_ |= 1 << (block.column + i * p_.cluster_columns);
+      same_rows_ = ((1 << p_.cluster_columns) - 1) << (block.row * p_.cluster_columns);
+      weights_part_ = C::kPieceBytes / p_.cluster_rows, weights_skip_ = block.row * weights_part_;
+      rows_skip_ = block.column * (C::kTokens / p_.cluster_columns);
+    }
+  }
 
   __device__ void Run() const {
     const uint64_t policy = p_.evict_first ? PolicyEvictFirst() : PolicyEvictNormal();
     // Weights never depend on the kernel before: as many as fit are under way before its end is waited for.
     int loaded = min(C::kStages, p_.pieces_per_row);
-    for (int i = 0; i < loaded; ++i) LoadWeights(Place(p_, block_.first), i, i, policy);
+    for (int i = 0; i < loaded; ++i) LoadWeights(block_.At(block_.first), i, i, policy);
     WaitForPrevious();
     Ring ring;
     int count = 0;
     for (int tile = block_.first; tile < block_.Tiles(); tile += block_.step, ++count) {
-      const Place place(p_, tile);
+      const Place place = block_.At(tile);
       for (int kb = 0; kb < p_.pieces_per_row; ++kb) {
         if (loaded > 0) {
           --loaded;
@@ -52,6 +60,9 @@ class Producer {
         ring.Next(C::kStages);
       }
     }
+    if constexpr (C::kCluster)  // other blocks say so here that they have read what came from this one
+      for (int kb = max(0, p_.pieces_per_row - C::kStages); kb < p_.pieces_per_row; ++kb)
+        BarrierWait(block_.Empty(kb % C::kStages), kb / C::kStages % 2);
   }
 
  private:
@@ -63,10 +74,19 @@ class Producer {
     const char* source = static_cast<const char*>(p_.weights) +
                          (static_cast<int64_t>(first) * p_.pieces_per_row + kb) * C::kPieceBytes;
     uint32_t target = block_.Stage(stage) + C::kRowBytes;
-    for (int g = 0; g < groups; ++g) {
-      CopyBulk(target, source, C::kPieceBytes, full, policy);
-      source += static_cast<int64_t>(p_.pieces_per_row) * C::kPieceBytes;
-      target += C::kPieceBytes;
+    if constexpr (C::kCluster) {
+      target += weights_skip_, source += weights_skip_;
+      for (int g = 0; g < groups; ++g) {
+        CopyBulkToBlocks(target, source, weights_part_, full, same_columns_, policy);
+        source += static_cast<int64_t>(p_.pieces_per_row) * C::kPieceBytes;
+        target += C::kPieceBytes;
+      }
+    } else {
+      for (int g = 0; g < groups; ++g) {
+        CopyBulk(target, source, C::kPieceBytes, full, policy);
+        source += static_cast<int64_t>(p_.pieces_per_row) * C::kPieceBytes;
+        target += C::kPieceBytes;
+      }
     }
     if constexpr (C::kWiden)
       CopyBulk(block_.Stage(stage) + C::kFactorsAt,
@@ -74,8 +94,13 @@ class Producer {
                full, PolicyEvictNormal());
   }
   __device__ __forceinline__ void LoadRows(const Place& place, int kb, int stage) const {
-    CopyTile(block_.Stage(stage), &block_.maps.rows, kb * C::kPieceDepth, place.rows * C::kTokens,
-             block_.Full(stage));
+    if constexpr (C::kCluster) {
+      CopyTileToBlocks(block_.Stage(stage) + rows_skip_ * 128, &block_.maps.rows, kb * C::kPieceDepth,
+                       place.rows * C::kTokens + rows_skip_, block_.Full(stage), same_rows_);
+    } else {
+      CopyTile(block_.Stage(stage), &block_.maps.rows, kb * C::kPieceDepth, place.rows * C::kTokens,
+               block_.Full(stage));
+    }
   }
   // Where they are not taken here: those of the tile's rows, once those of the tile before are done with.
   __device__ __forceinline__ void LoadStatistics(const Place& place, int tiles) const {
@@ -92,6 +117,9 @@ class Producer {
 
   const Block<C>& block_;
   const Params& p_;
+  // Of a cluster: the blocks with the same columns and rows, and the part that this one loads for them.
+  uint16_t same_columns_ = 0, same_rows_ = 0;
+  int weights_part_ = 0, weights_skip_ = 0, rows_skip_ = 0;
 };
 
 // One warpgroup.
@@ -99,7 +127,15 @@ template <typename C>
 class Consumer {
  public:
   __device__ Consumer(const Block<C>& block, int group)
-      : block_(block), p_(block.p), group_(group), results_(block, group) {}
+      : block_(block), p_(block.p), group_(group), results_(block, group) {
+    if constexpr (C::kCluster) {
+      // The blocks that load what this one reads: those with the same columns or rows.
+      const int i = threadIdx.x % 128, columns = p_.cluster_columns, other = i - columns;
+      const int rank = i < columns ? block.row * columns + i
+                                   : (other + (other >= block.row ? 1 : 0)) * columns + block.column;
+      if (i < columns + p_.cluster_rows - 1) empty_ = MapToBlock(block.Empty(0), rank);
+    }
+  }
 
   __device__ void Run() {
     int count = 0;
@@ -111,7 +147,7 @@ class Consumer {
         Multiply(sums);
       }
       // While the last products are on their way: divisions, loads, and a wait that is over then.
-      Place place(p_, tile);
+      Place place = block_.At(tile);
       const auto columns = results_.Load(place);
       if constexpr (C::kStaged) BarrierWait(block_.Full(ring_.stage), ring_.parity);
       Keep(place.rows), Keep(place.columns);
@@ -125,7 +161,11 @@ class Consumer {
 
  private:
   __device__ __forceinline__ void Release(int stage) const {
-    if (threadIdx.x % 128 == 0) BarrierArrive(block_.Empty(stage));
+    if constexpr (C::kCluster) {
+      if (empty_ != 0) BarrierArriveAt(empty_ + 8 * stage);
+    } else {
+      if (threadIdx.x % 128 == 0) BarrierArrive(block_.Empty(stage));
+    }
   }
 
   // Computes a value before what is waited for next.
@@ -209,7 +249,8 @@ class Consumer {
   const int group_;
   Results<C> results_;
   Ring ring_;
-  int last_ = 0;  // stage of the last products
+  int last_ = 0;        // stage of the last products
+  uint32_t empty_ = 0;  // of a cluster: where this thread says that a stage has been read, of the first one
 };
 
 template <int kRegisters>
@@ -225,11 +266,21 @@ template <typename C>
 __global__ void __launch_bounds__(C::kThreads, 1)
     HopperKernel(const __grid_constant__ Maps maps, const __grid_constant__ Params p) {
   extern __shared__ __align__(1024) char shared[];  // as swizzles want it
-  const Block<C> block{p, maps, SharedAddress(shared), static_cast<int>(blockIdx.x),
-                       static_cast<int>(gridDim.x)};
+  const int rank = C::kCluster ? static_cast<int>(blockIdx.x) % (p.cluster_columns * p.cluster_rows) : 0;
+  const Block<C> block{p,
+                       maps,
+                       SharedAddress(shared),
+                       static_cast<int>(blockIdx.x),
+                       static_cast<int>(gridDim.x),
+                       C::kCluster ? rank % p.cluster_columns : 0,
+                       C::kCluster ? rank / p.cluster_columns : 0};
   LetNextStart();
   if (threadIdx.x == 0) block.InitBarriers();
-  __syncthreads();
+  if constexpr (C::kCluster) {
+    ClusterSync();  // the others' barriers and memory are there
+  } else {
+    __syncthreads();
+  }
   // Shuffled, so that the compiler knows a warp's threads to have the same: descriptors then stay in uniform
   // registers, a sixth of all instructions less.
   const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), role = warp / 4;

@@ -18,7 +18,7 @@ class Sender {
     int count = 0, stage = 0;
     for (int tile = block_.first; tile < block_.Tiles(); tile += block_.step, ++count) {
       stage = (stage + p_.pieces_per_row) % C::kStages;
-      Send(Place(p_, tile), count, stage);
+      Send(block_.At(tile), count, stage);
       stage = (stage + 1) % C::kStages;
     }
     if (p_.copy_stores && Lane() == 0) StoreWait();  // before the block ends

@@ -41,7 +41,8 @@ cudaError_t MakeMaps(const Params& p, Maps* maps) {
                          : std::is_same_v<typename C::T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
                                                                  : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   if (const cudaError_t e = MakeMap(&maps->rows, C::kInt8Rows ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : kType,
-                                    sizeof(typename C::Element), p.rows, p.k, p.m, p.pitch, C::kTokens))
+                                    sizeof(typename C::Element), p.rows, p.k, p.m, p.pitch,
+                                    C::kTokens / (C::kCluster ? p.cluster_columns : 1)))
     return e;
   for (int s = 0; p.copy_stores && s < p.splits; ++s) {
     const int width = p.end[s] - (s ? p.end[s - 1] : 0);
@@ -83,6 +84,8 @@ struct Entry {
     const int tiles = p.tiles_rows * p.tiles_columns;
     LaunchShape shape{.grid = static_cast<unsigned>(std::min(tiles, multiprocessors)), .block = C::kThreads};
     shape.shared_bytes = C::kSharedBytes;
+    if constexpr (C::kCluster)
+      shape.grid = static_cast<unsigned>(tiles), shape.cluster = p.cluster_columns * p.cluster_rows;
     shape.dependent = true;
     return Launch(HopperKernel<C>, shape, stream, maps, p);
   }
@@ -95,8 +98,12 @@ struct Entry {
   F(2, 96) F(2, 128) F(3, 128) F(3, 192) F(2, 256) F(3, 256)
 // clang-format on
 
+// And those of clusters.
+#define QKV_HOPPER_CLUSTER_TILES(F) F(2, 64) F(2, 96) F(2, 128) F(3, 128)
+
 struct Key {
   int groups, tokens;
+  bool cluster;
   bool operator==(const Key&) const = default;
 };
 
@@ -107,8 +114,14 @@ cudaError_t Each(const Visit& visit) {
 #define QKV_VISIT(groups, tokens)                        \
   if constexpr (HasHopperTile(kPacking, groups, tokens)) \
     if (result == cudaSuccess)                           \
-      result = visit(Key{groups, tokens}, Entry<Config<T, kPacking, groups, tokens>>{});
+      result = visit(Key{groups, tokens, false}, Entry<Config<T, kPacking, groups, tokens>>{});
   QKV_HOPPER_TILES(QKV_VISIT)
+#undef QKV_VISIT
+#define QKV_VISIT(groups, tokens)                         \
+  if constexpr (HasClusterTile(kPacking, groups, tokens)) \
+    if (result == cudaSuccess)                            \
+      result = visit(Key{groups, tokens, true}, Entry<Config<T, kPacking, groups, tokens, true>>{});
+  QKV_HOPPER_CLUSTER_TILES(QKV_VISIT)
 #undef QKV_VISIT
   return result;
 }
@@ -150,8 +163,9 @@ cudaError_t RunHopper(const Problem& problem, const Plan& plan, Packing packing,
   if (const cudaError_t e = cudaGetDevice(&device)) return e;
   if (const cudaError_t e = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device))
     return e;
-  const Key wanted{plan.tile_columns / 64, plan.tile_rows};
+  const Key wanted{plan.tile_columns / 64, plan.tile_rows, plan.cluster_columns * plan.cluster_rows > 1};
   Params params{product};
+  params.cluster_columns = plan.cluster_columns, params.cluster_rows = plan.cluster_rows;
   params.norm = ComputesStatistics(plan) || product.counters != nullptr ? problem.norm : NormType::kNone;
   params.epsilon = problem.epsilon;
   bool found = false;

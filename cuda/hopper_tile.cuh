@@ -13,9 +13,10 @@ namespace qkvgemm::cuda::hopper {
 
 struct Params : Product {
   int tiles_rows, tiles_columns;
-  bool evict_first;  // W is read once
-  bool copy_stores;  // the copy engine writes the results, through Maps::y
-  NormType norm;     // of statistics that are computed here; kNone: they are given
+  bool evict_first;                   // W is read once
+  bool copy_stores;                   // the copy engine writes the results, through Maps::y
+  int cluster_columns, cluster_rows;  // tiles of a cluster of blocks, which have one each; 1 x 1: no clusters
+  NormType norm;                      // of statistics that are computed here; kNone: they are given
   float epsilon;
 };
 
@@ -33,8 +34,9 @@ constexpr int ChunkRows(int rows) {
 }
 
 // kGroups * 64 columns and kTokens rows.
-template <typename T_, Packing kPacking_, int kGroups_, int kTokens_>
+template <typename T_, Packing kPacking_, int kGroups_, int kTokens_, bool kCluster_ = false>
 struct Config {
+  static constexpr bool kCluster = kCluster_;
   using T = T_;
   static constexpr bool kInt8Rows = kPacking_ == Packing::kInt8Activations;
   static constexpr bool kWiden = kPacking_ == Packing::kInt8;
@@ -85,6 +87,7 @@ struct Config {
 // shares both operands in the L2 cache.
 struct Place {
   int rows, columns;
+  __device__ Place(int rows, int columns) : rows(rows), columns(columns) {}
   __device__ Place(const Params& p, int tile) {
     constexpr int kBand = 8;
     const int band = tile / (kBand * p.tiles_columns), rest = tile - band * kBand * p.tiles_columns;
@@ -110,6 +113,17 @@ struct Block {
   const Maps& maps;
   uint32_t stages;  // shared address
   int first, step;  // its tiles: first, first + step, ...
+  int column, row;  // in the cluster
+
+  __device__ __forceinline__ Place At(int tile) const {
+    if constexpr (C::kCluster) {
+      const int cluster = tile / (p.cluster_columns * p.cluster_rows),
+                across = p.tiles_columns / p.cluster_columns;
+      return Place(cluster / across * p.cluster_rows + row, cluster % across * p.cluster_columns + column);
+    } else {
+      return Place(p, tile);
+    }
+  }
 
   __device__ __forceinline__ uint32_t Stage(int stage) const { return stages + stage * C::kStageBytes; }
   __device__ __forceinline__ uint32_t Statistics() const { return Stage(C::kStages); }
@@ -139,7 +153,8 @@ struct Block {
   __device__ __forceinline__ void InitBarriers() const {
     for (int s = 0; s < C::kStages; ++s) {
       BarrierInit(Full(s), 1);
-      BarrierInit(Empty(s), C::kGroups + (TakesStatistics() ? kStatisticsWarps : 0));
+      BarrierInit(Empty(s), C::kCluster ? C::kGroups * (p.cluster_columns + p.cluster_rows - 1)
+                                        : C::kGroups + (TakesStatistics() ? kStatisticsWarps : 0));
     }
     BarrierInit(StatisticsFull(), TakesStatistics() ? kStatisticsWarps * 32 : 1);
     BarrierInit(StatisticsEmpty(), C::kGroups * 4);

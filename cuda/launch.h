@@ -8,6 +8,7 @@ namespace qkvgemm::cuda {
 struct LaunchShape {
   dim3 grid, block;
   size_t shared_bytes = 0;
+  int cluster = 1;         // neighbouring blocks that start together and reach each other's shared memory
   bool dependent = false;  // may start before the kernel before it ends; it waits by griddepcontrol.wait
 };
 
@@ -32,12 +33,18 @@ cudaError_t Launch(void (*kernel)(Parameters...), const LaunchShape& shape, cuda
   config.blockDim = shape.block;
   config.dynamicSmemBytes = shape.shared_bytes;
   config.stream = stream;
-  cudaLaunchAttribute attributes[1] = {};
+  cudaLaunchAttribute attributes[2] = {};
   config.attrs = attributes;
   if (shape.dependent && HasDependentLaunch()) {
     auto& a = attributes[config.numAttrs++];
     a.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     a.val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (shape.cluster > 1) {
+    auto& a = attributes[config.numAttrs++];
+    a.id = cudaLaunchAttributeClusterDimension;
+    a.val.clusterDim.x = static_cast<unsigned>(shape.cluster);
+    a.val.clusterDim.y = a.val.clusterDim.z = 1;
   }
   return cudaLaunchKernelEx(&config, kernel, arguments...);
 }

@@ -85,6 +85,11 @@ constexpr bool HasHopperTile(Packing packing, int groups, int rows) {
   return packing != Packing::kInt8 || groups < 3 || rows < 192;
 }
 
+// The tiles that clusters of blocks have.
+constexpr bool HasClusterTile(Packing packing, int groups, int rows) {
+  return packing == Packing::kHalf && groups >= 2 && (groups == 2 ? rows >= 64 && rows <= 128 : rows == 128);
+}
+
 constexpr int64_t RowPitch(const Problem& p, Rows rows) {  // elements
   return rows == Rows::kQuantised ? RoundUp(p.k, 16) : rows == Rows::kInput ? p.k : RoundUp(p.k, 8);
 }

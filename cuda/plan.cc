@@ -47,8 +47,15 @@ constexpr Tile kTiles[] = {
     {Family::kHopper, 192, 256}, {Family::kTile, 64, 32},     {Family::kTile, 64, 64},
     {Family::kTile, 128, 64},    {Family::kTile, 128, 128}};
 
-Plan PlanOf(const Tile& tile, Rows rows, bool shares = false) {
+// Clusters of blocks: tiles along the columns and the rows.
+struct Cluster {
+  int columns, rows;
+};
+constexpr Cluster kClusters[] = {{1, 1}, {2, 2}, {4, 1}, {1, 2}};
+
+Plan PlanOf(const Tile& tile, Rows rows, Cluster cluster = {1, 1}, bool shares = false) {
   Plan plan;
+  plan.cluster_columns = cluster.columns, plan.cluster_rows = cluster.rows;
   plan.shares = shares;
   plan.family = tile.family;
   plan.rows = rows;
@@ -67,21 +74,22 @@ double RowBytes(Packing packing) {
 // Products that matrix units form in a cycle of a multiprocessor, relative to those of halves.
 double MatrixRate(Packing packing) { return 2 / RowBytes(packing); }
 
-// Cycles that a tile's matrix instructions or its loads take.
+// Cycles that a tile's matrix instructions or its loads take (48 bytes each, as measured on an H200: that
+// gives 65.5, 54.6 and 43.7 thousand for tiles of 128 x 256, 192 x 128 and 128 x 128 at K = 4096, where 66.3,
+// 53.5 and 41.6 were counted), which take longer where statistics are taken from what was loaded.
 double TileCycles(const Problem& p, const Plan& plan, Packing packing) {
   const auto depth = static_cast<double>(RoundUp(p.k, PieceDepth(packing)));
   const double size = static_cast<double>(plan.tile_columns) * plan.tile_rows;
   const double compute = depth * size / (2048.0 * MatrixRate(packing));
   const double load =
       depth * (ColumnBytes(packing) * plan.tile_columns + RowBytes(packing) * plan.tile_rows) / 48.0;
-  return std::max(compute, load);
+  const double statistics = ComputesStatistics(plan) ? depth * plan.tile_rows / 8 : 0;
+  return std::max(compute, load + statistics);
 }
 
-// An estimate in cycles of a multiprocessor: each tile as long as its matrix instructions or its loads take
-// (measured on an H200: 48 bytes a cycle, which gives 65.5, 54.6 and 43.7 thousand for tiles of 128 x 256,
-// 192 x 128 and 128 x 128 at K = 4096, where 66.3, 53.5 and 41.6 were counted), or all of them as long as W
-// takes from memory, and again in part for each further tile of rows; and a share of the lesser of the two,
-// since neither hides the other completely.
+// An estimate in cycles of a multiprocessor: all rounds of tiles, or as long as W takes from memory, and
+// again in part for each further tile of rows; and a share of the lesser of the two, since neither hides the
+// other completely. A kernel before the product, if only to clear counters, delays it.
 double HopperCost(const Problem& p, const Plan& plan, Packing packing, int multiprocessors) {
   const auto row_tiles = static_cast<double>(CeilDiv(p.m, plan.tile_rows));
   const double tiles = static_cast<double>(CeilDiv(p.n, plan.tile_columns)) * row_tiles;
@@ -90,11 +98,31 @@ double HopperCost(const Problem& p, const Plan& plan, Packing packing, int multi
   const double write = 500 + size * static_cast<double>(SizeOf(p.t)) / 26;
   const double multiply = std::ceil(tiles / multiprocessors) * (TileCycles(p, plan, packing) + write);
   const double memory =
-      depth * static_cast<double>(p.n) * ColumnBytes(packing) / 2400.0 * (1 + 0.1 * (row_tiles - 1));
+      depth * static_cast<double>(p.n) * ColumnBytes(packing) / 2400.0 * (1 + 0.05 * (row_tiles - 1));
   // Where halves are multiplied, the largest tile is the fastest of those that fill the device as well.
   const bool largest = plan.tile_columns == 192 && plan.tile_rows == 256;
-  const double less = largest && packing != Packing::kHalf ? 1.03 : 1.0;
-  return less * (std::max(multiply, memory) + 0.25 * std::min(multiply, memory));
+  double factor = largest && packing != Packing::kHalf ? 1.03 : 1.0;
+  // Clusters bring up to a tenth where many blocks read the same, or W takes nearly all of the time; else
+  // their blocks wait for each other (H100).
+  if (plan.cluster_columns * plan.cluster_rows > 1) {
+    const bool gains = plan.cluster_columns > plan.cluster_rows ? row_tiles == 1 && p.m > kMostMomentRows
+                       : plan.cluster_columns > 1               ? row_tiles >= 4
+                                                                : memory > 0.7 * multiply;
+    factor *= gains ? 0.96 : 1.02;
+  }
+  const double before = p.norm == NormType::kNone || ComputesStatistics(plan) ? 0 : 2000;
+  return before + factor * (std::max(multiply, memory) + 0.25 * std::min(multiply, memory));
+}
+
+// Whether blocks may form clusters: whole ones, with one tile for each block. Those of four must lie in one
+// part of the device, where they leave some multiprocessors out: all of 128 blocks do not start at once.
+bool MayCluster(const Problem& p, const Tile& tile, Packing packing, Cluster cluster, int multiprocessors) {
+  const int size = cluster.columns * cluster.rows;
+  if (size == 1) return true;
+  const int64_t columns = CeilDiv(p.n, tile.columns), rows = CeilDiv(p.m, tile.rows);
+  return tile.family == Family::kHopper && HasClusterTile(packing, tile.columns / kPieceColumns, tile.rows) &&
+         columns % cluster.columns == 0 && rows % cluster.rows == 0 &&
+         columns * rows <= (size == 4 ? multiprocessors * 3 / 4 : multiprocessors);
 }
 
 // Whether tiles of a family may leave the statistics to blocks that share them out.
@@ -179,7 +207,10 @@ bool Serves(const Plan& plan, const Problem& p, const Device& device, Packing pa
   if (packing == Packing::kNone || packing != ChoosePacking(p, device)) return false;
   if (plan.rows != RowsOf(p, packing, aligned)) return false;
   const bool there = std::ranges::any_of(kTiles, [&](const Tile& tile) {
-    return PlanOf(tile, plan.rows, plan.shares) == plan && (!plan.shares || MayShare(p, tile, plan.rows));
+    const Cluster cluster{plan.cluster_columns, plan.cluster_rows};
+    return PlanOf(tile, plan.rows, cluster, plan.shares) == plan &&
+           (!plan.shares || MayShare(p, tile, plan.rows)) &&
+           MayCluster(p, tile, packing, cluster, device.multiprocessors);
   });
   if (plan.family == Family::kHopper &&
       !HasHopperTile(packing, plan.tile_columns / kPieceColumns, plan.tile_rows))
@@ -198,17 +229,18 @@ std::vector<Plan> Candidates(const Problem& p, const Device& device, Packing pac
                             many ? Family::kStream : Family::kHopper, Family::kTile};
     for (const Family family : order) {
       const size_t first = plans.size();
-      for (const Tile& tile : kTiles) {
-        Plan plan = PlanOf(tile, rows);
-        if (tile.family != family || !Serves(plan, p, device, packing, aligned)) continue;
-        // Of those that differ in this alone, the one that is expected to be faster is first.
-        if (MayShare(p, tile, rows)) {
-          plan.shares = SharesInTime(p, plan, packing, device.multiprocessors);
+      for (const Tile& tile : kTiles)
+        for (const Cluster& cluster : kClusters) {
+          Plan plan = PlanOf(tile, rows, cluster);
+          if (tile.family != family || !Serves(plan, p, device, packing, aligned)) continue;
+          // Of those that differ in this alone, the one that is expected to be faster is first.
+          if (MayShare(p, tile, rows)) {
+            plan.shares = SharesInTime(p, plan, packing, device.multiprocessors);
+            plans.push_back(plan);
+            plan.shares = !plan.shares;
+          }
           plans.push_back(plan);
-          plan.shares = !plan.shares;
         }
-        plans.push_back(plan);
-      }
       std::ranges::stable_sort(
           plans.begin() + static_cast<std::ptrdiff_t>(first), plans.end(), {},
           [&](const Plan& plan) { return Cost(p, plan, packing, device.multiprocessors); });
@@ -252,6 +284,10 @@ std::string ToString(const Plan& plan) {
   if (plan.tile_columns > 0) {
     add(" ", plan.tile_columns);
     add("x", plan.tile_rows);
+  }
+  if (plan.cluster_columns * plan.cluster_rows > 1) {
+    add(", clusters of ", plan.cluster_columns);
+    add("x", plan.cluster_rows);
   }
   text.append(", rows ").append(kRows[static_cast<int>(plan.rows)]);
   return plan.shares ? text.append(", shared statistics") : text;

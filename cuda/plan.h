@@ -50,7 +50,8 @@ struct Plan {
   Rows rows = Rows::kFloat;
   int tile_rows = 0;     // rows of the input that a block computes at a time; 0: the family has no choice
   int tile_columns = 0;  // columns of W likewise
-  bool shares = false;   // blocks of the product share the rows' statistics out; no kernel goes before it
+  int cluster_columns = 1, cluster_rows = 1;  // tiles of a cluster of blocks
+  bool shares = false;  // blocks of the product share the rows' statistics out; no kernel goes before it
 
   friend bool operator==(const Plan&, const Plan&) = default;
 };

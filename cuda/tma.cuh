@@ -48,6 +48,23 @@ __device__ __forceinline__ void CopyTile(uint32_t target, const CUtensorMap* map
       "l"(map), "r"(x), "r"(y), "r"(barrier)
       : "memory");
 }
+// The same to the same place in each block of the cluster whose bit is set, signalling each block's barrier.
+__device__ __forceinline__ void CopyBulkToBlocks(uint32_t target, const void* source, uint32_t bytes,
+                                                 uint32_t barrier, uint16_t blocks, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster.L2::cache_hint "
+      "[%0], [%1], %2, [%3], %4, %5;" ::"r"(target),
+      "l"(source), "r"(bytes), "r"(barrier), "h"(blocks), "l"(policy)
+      : "memory");
+}
+__device__ __forceinline__ void CopyTileToBlocks(uint32_t target, const CUtensorMap* map, int x, int y,
+                                                 uint32_t barrier, uint16_t blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "
+      "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(target),
+      "l"(map), "r"(x), "r"(y), "r"(barrier), "h"(blocks)
+      : "memory");
+}
 // Shared memory to a tile of global memory; what lies outside of the tensor is not written.
 __device__ __forceinline__ void StoreTile(const CUtensorMap* map, int x, int y, uint32_t source) {
   asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%1, %2}], [%3];" ::"l"(map),

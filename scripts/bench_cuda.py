@@ -209,7 +209,7 @@ def parse():
     parser.add_argument("--lib", default="build/libqkvgemm_cuda_abi.so", help="the built library")
     parser.add_argument("--k", type=int, default=4096)
     parser.add_argument("--n", type=int, default=12288)
-    parser.add_argument("--m", type=int, nargs="+", default=[1, 8, 16, 64, 256, 512, 4096])
+    parser.add_argument("--m", type=int, nargs="+", help="rows (default 1 8 16 64 256 512 4096)")
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float16")
     parser.add_argument("--norm", choices=list(cuda_op.NORMS), default="layer_norm")
     parser.add_argument("--splits", type=int, default=3, help="outputs of the fused op (default 3)")
@@ -221,9 +221,11 @@ def parse():
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--rounds", type=int, default=11, help="how often each graph is timed, in turn")
     parser.add_argument("--table", action="store_true", help="print a markdown table")
-    parser.add_argument("--svg", metavar="FILE", help="also time 1 to 8192 rows in powers of two and plot them there")
+    parser.add_argument("--svg", metavar="FILE", help="plot the times there; rows are 1 to 8192 in powers of two by default")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
+    if args.m is None:
+        args.m = [1 << i for i in range(14)] if args.svg else [1, 8, 16, 64, 256, 512, 4096]
     if args.activation_quant and not args.int8:
         parser.error("--activation-quant needs --int8")
     return args
@@ -259,20 +261,16 @@ def main():
         f"of {args.rounds} rounds\n",
         flush=True,
     )
-    good, headed = True, False
-    for m in args.m:
-        lines, _, right = measure(args, lib, op, weights, packed, m, bandwidth)
-        show(lines, args.table, headed)
-        good, headed = good and right, True
+    good, series = True, {}
+    for i, m in enumerate(args.m):
+        lines, medians, right = measure(args, lib, op, weights, packed, m, bandwidth)
+        show(lines, args.table, headed=i > 0)
+        good = good and right
+        for name, us in medians.items():
+            series.setdefault(name, [None] * len(args.m))[i] = us
     if args.svg:
-        rows, series = [1 << i for i in range(14)], {}
-        for i, m in enumerate(rows):
-            _, medians, right = measure(args, lib, op, weights, packed, m, bandwidth)
-            good = good and right
-            for name, us in medians.items():
-                series.setdefault(name, [None] * len(rows))[i] = us
         with open(args.svg, "w", encoding="utf-8") as file:
-            file.write(cuda_plot.svg(f"K={args.k} N={args.n} {kind} {args.norm}", rows, series))
+            file.write(cuda_plot.svg(f"K={args.k} N={args.n} {kind} {args.norm}", args.m, series))
         print(f"\nwrote {args.svg}")
     return 0 if good else 1
 

@@ -26,6 +26,7 @@ class Builder {
     Alignment();
     ZeroRows();
     Large();
+    Clusters();
     return std::move(cases_);
   }
 
@@ -97,6 +98,15 @@ class Builder {
       for (int64_t k : ks) one(m, k, Pick(ns));
     for (int64_t k : ks)
       for (int64_t n : ns) one(Pick(ms), k, n);
+  }
+
+  // Tiles that clusters of blocks have (cuda/plan.cc), of whole and of broken tiles.
+  void Clusters() {
+    const int64_t ks[] = {8, 64, 72, 136, 520, 1000, 3000};
+    for (DType t : {DType::kFloat16, DType::kBFloat16})
+      for (int64_t m : {33, 64, 96, 100, 128, 190, 255, 384, 500})
+        for (int64_t n : {200, 400, 512, 700, 768, 1024})
+          Vary(Add("clusters", m, Pick(ks), n, t, WeightType(t)));
   }
 
   void Types() {

@@ -132,6 +132,7 @@ struct ReferenceProduct : Reference {
       s.magnitude += std::fabs(product);
       s.input += input[r * p.k + k] * std::fabs(w);
       s.squares += product * product;
+      s.weights += quantised[r * p.k + k] * (unfused_weight[k * p.n + n] - w);
       if (near_tie[r * p.k + k]) s.ties += std::fabs(w);
       plain = fmaf(unfused_row[r * p.k + k], unfused_weight[k * p.n + n], plain);
     }

@@ -43,6 +43,7 @@ struct Sums {
   double input = 0;      // of |x / deviation * gamma * w|: what `mean_last` sums
   double squares = 0;    // of (norm(x) * w)^2
   double row = 0;        // the row's largest |norm(x)|
+  double weights = 0;    // of norm(x) times what w changes by where the matrix unit's type rounds it
   double ties = 0;       // of |w| where norm(x) is near a tie between two quantised values
 };
 
@@ -90,6 +91,8 @@ QKVGEMM_HOST_DEVICE inline double OutputBound(const Problem& p, const Arithmetic
   double bound = AccumulationBound(k, a) * (magnitude + std::fabs(bias));
   bound += ElementBound(largest) * root * widest;
   bound += 6 * a.operand * std::sqrt(s.squares);  // independent roundings: six deviations
+  // Those of dequantised weights are not, where a scale is near a multiple of the type's steps.
+  if (a.operand >= kTf32Rounding) bound += std::fabs(s.weights);
   if (a.rows_rounded) bound += 6 * SmallestOf(p.t) * root * widest;
   // Independent roundings again, by no more than all of them.
   bound += a.fixed_point * s.row * widest * (k < 36 ? k : 6 * root);

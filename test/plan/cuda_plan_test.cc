@@ -104,15 +104,30 @@ void CheckMeasured() {
     int64_t k, n, m;
     const char* best;
   };
-  static constexpr Measured kMeasured[] = {
-      {4096, 12288, 1, "stream 48x8"},      {4096, 12288, 16, "hopper 128x16"},
-      {4096, 12288, 32, "hopper 128x32"},   {4096, 12288, 64, "hopper 128x64"},
-      {4096, 12288, 128, "hopper 128x128"}, {4096, 12288, 256, "hopper 192x128"},
-      {4096, 12288, 512, "hopper 192x256"}, {4096, 12288, 2048, "hopper 192x256"},
-      {4096, 6144, 64, "hopper 64x64"},     {768, 2304, 1, "stream 32x8"},
-      {768, 2304, 16, "hopper 64x16"},      {768, 2304, 64, "hopper 64x32"},
-      {8192, 10240, 512, "hopper 192x256"}, {768, 2304, 2048, "hopper 192x256"},
-      {768, 2304, 4096, "hopper 192x128"}};
+  static constexpr Measured kMeasured[] = {{4096, 12288, 1, "stream 48x8"},
+                                           {4096, 12288, 16, "hopper 128x16"},
+                                           {4096, 12288, 32, "hopper 128x64"},
+                                           {4096, 12288, 64, "hopper 128x64, clusters of 4x1"},
+                                           {4096, 12288, 128, "hopper 128x128, clusters of 4x1"},
+                                           {4096, 12288, 256, "hopper 192x128, clusters of 1x2"},
+                                           {4096, 12288, 512, "hopper 192x256"},
+                                           {4096, 12288, 2048, "hopper 192x256"},
+                                           {4096, 6144, 64, "hopper 64x64"},
+                                           {768, 2304, 1, "stream 32x8"},
+                                           {768, 2304, 16, "hopper 64x16"},
+                                           {768, 2304, 64, "hopper 64x32"},
+                                           {8192, 10240, 512, "hopper 192x256"},
+                                           {768, 2304, 2048, "hopper 192x192"},
+                                           {768, 2304, 4096, "hopper 192x192"},
+                                           {2048, 3072, 64, "hopper 64x64"},
+                                           {1024, 3072, 64, "hopper 64x64"},
+                                           {2048, 3072, 192, "hopper 64x96"},
+                                           {4096, 6144, 96, "hopper 64x96"},
+                                           {1024, 3072, 1536, "hopper 192x192"},
+                                           {2048, 3072, 1536, "hopper 192x192"},
+                                           {2048, 3072, 512, "hopper 128x128, clusters of 2x2"},
+                                           {1024, 3072, 512, "hopper 128x128, clusters of 2x2"},
+                                           {2048, 3072, 384, "hopper 128x96, clusters of 2x2"}};
   // Those that share statistics, and those that a kernel for them goes before.
   static constexpr Measured kShared[] = {
       {768, 2304, 128, "yes"},   {768, 2304, 256, "yes"},   {768, 2304, 512, "yes"},

@@ -1,0 +1,26 @@
+// Tiles whose blocks share what they read: in a cluster of blocks, those with the same columns each load a
+// part of the weights for all of them, and those with the same rows a part of the rows. What L2 delivers, the
+// limit where tiles are small, is read once for all.
+#pragma once
+
+#include "cuda/hopper_tile.cuh"
+
+namespace qkvgemm::cuda::hopper {
+
+// The address of a place in this block's shared memory in that of block `rank` of the cluster.
+__device__ __forceinline__ uint32_t MapToBlock(uint32_t address, int rank) {
+  uint32_t mapped;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(mapped) : "r"(address), "r"(rank));
+  return mapped;
+}
+// Of the scope of a block: what this thread wrote to memory is not ordered before, which would take a fence
+// and half a microsecond.
+__device__ __forceinline__ void BarrierArriveAt(uint32_t mapped) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(mapped) : "memory");
+}
+// Until all threads of the cluster are here.
+__device__ __forceinline__ void ClusterSync() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+}  // namespace qkvgemm::cuda::hopper
