@@ -163,6 +163,9 @@ class Consumer {
   __device__ __forceinline__ void Release(int stage) const {
     if constexpr (C::kCluster) {
       if (empty_ != 0) BarrierArriveAt(empty_ + 8 * stage);
+    } else if constexpr (C::kWiden) {
+      __syncwarp();
+      if (threadIdx.x % (128 / C::kReaders) == 0) BarrierArrive(block_.Empty(stage));
     } else {
       if (threadIdx.x % 128 == 0) BarrierArrive(block_.Empty(stage));
     }

@@ -41,7 +41,7 @@ class Sender {
                   split);
       if (Lane() == 0) BarrierArrive(block_.ChunkEmpty(group_, i));
     }
-    if (Lane() == 0) BarrierArrive(block_.Empty(stage));
+    if (Lane() < C::kReaders) BarrierArrive(block_.Empty(stage));  // as who computes does
   }
 
   // Returns when the place has been read.

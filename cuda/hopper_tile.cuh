@@ -57,6 +57,10 @@ struct Config {
                                                              : 0;
   static constexpr int kProducerRegisters = (kGroups == 3 ? 512 : 504) - kGroups * kConsumerRegisters;
 
+  // Threads that say of a warpgroup that it has read a stage. Weights that are widened each warp has read
+  // itself.
+  static constexpr int kReaders = kWiden ? 4 : 1;
+
   static constexpr int kPieceBytes = kWiden ? 4096 : 8192;
   static constexpr int kPieceDepth = ::qkvgemm::cuda::PieceDepth(kPacking_);
   static constexpr int kRowBytes = kTokens * 128;
@@ -151,10 +155,11 @@ struct Block {
   }
 
   __device__ __forceinline__ void InitBarriers() const {
+    // In a cluster a warpgroup tells each block that loads for it.
+    const int readers = C::kCluster ? p.cluster_columns + p.cluster_rows - 1 : C::kReaders;
     for (int s = 0; s < C::kStages; ++s) {
       BarrierInit(Full(s), 1);
-      BarrierInit(Empty(s), C::kCluster ? C::kGroups * (p.cluster_columns + p.cluster_rows - 1)
-                                        : C::kGroups + (TakesStatistics() ? kStatisticsWarps : 0));
+      BarrierInit(Empty(s), C::kGroups * readers + (TakesStatistics() ? kStatisticsWarps : 0));
     }
     BarrierInit(StatisticsFull(), TakesStatistics() ? kStatisticsWarps * 32 : 1);
     BarrierInit(StatisticsEmpty(), C::kGroups * 4);
