@@ -99,9 +99,12 @@ double HopperCost(const Problem& p, const Plan& plan, Packing packing, int multi
   const double multiply = std::ceil(tiles / multiprocessors) * (TileCycles(p, plan, packing) + write);
   const double memory =
       depth * static_cast<double>(p.n) * ColumnBytes(packing) / 2400.0 * (1 + 0.05 * (row_tiles - 1));
-  // Where halves are multiplied, the largest tile is the fastest of those that fill the device as well.
+  // Where halves are multiplied, the largest tile is the fastest of those that fill the device as well; those
+  // of 96 and 192 rows take longer than their size tells.
   const bool largest = plan.tile_columns == 192 && plan.tile_rows == 256;
   double factor = largest && packing != Packing::kHalf ? 1.03 : 1.0;
+  if (plan.tile_rows == 96) factor = 1.12;
+  if (plan.tile_rows == 192) factor = 1.05;
   // Clusters bring up to a tenth where many blocks read the same, or W takes nearly all of the time; else
   // their blocks wait for each other (H100).
   if (plan.cluster_columns * plan.cluster_rows > 1) {
