@@ -60,7 +60,8 @@ class Producer {
         ring.Next(C::kStages);
       }
     }
-    if constexpr (C::kCluster)  // other blocks say so here that they have read what came from this one
+    // Other blocks say here that they have read what came from this one, which must not be gone before.
+    if constexpr (C::kCluster)
       for (int kb = max(0, p_.pieces_per_row - C::kStages); kb < p_.pieces_per_row; ++kb)
         BarrierWait(block_.Empty(kb % C::kStages), kb / C::kStages % 2);
   }
