@@ -41,7 +41,8 @@ class Sender {
                   split);
       if (Lane() == 0) BarrierArrive(block_.ChunkEmpty(group_, i));
     }
-    if (Lane() < C::kReaders) BarrierArrive(block_.Empty(stage));  // as who computes does
+    // As who computes does. In a cluster that is not all: its blocks have one tile, and no use for the stage.
+    if (Lane() < C::kReaders) BarrierArrive(block_.Empty(stage));
   }
 
   // Returns when the place has been read.

@@ -113,13 +113,18 @@ double HopperCost(const Problem& p, const Plan& plan, Packing packing, int multi
                                                                 : memory > 0.7 * multiply;
     factor *= gains ? 0.96 : 1.02;
   }
-  const double before = p.norm == NormType::kNone || ComputesStatistics(plan) ? 0 : 2000;
+  const bool alone = plan.rows == Rows::kInput && (p.norm == NormType::kNone || ComputesStatistics(plan));
+  const double before = alone ? 0 : 2000;
   return before + factor * (std::max(multiply, memory) + 0.25 * std::min(multiply, memory));
 }
 
 // Whether blocks may form clusters: whole ones, with one tile for each block. Those of four must lie in one
 // part of the device, where they leave some multiprocessors out: all of 128 blocks do not start at once.
 bool MayCluster(const Problem& p, const Tile& tile, Packing packing, Cluster cluster, int multiprocessors) {
+  const bool there = std::ranges::any_of(kClusters, [&](const Cluster& other) {
+    return other.columns == cluster.columns && other.rows == cluster.rows;
+  });
+  if (!there) return false;
   const int size = cluster.columns * cluster.rows;
   if (size == 1) return true;
   const int64_t columns = CeilDiv(p.n, tile.columns), rows = CeilDiv(p.m, tile.rows);

@@ -51,7 +51,7 @@ struct Plan {
   int tile_rows = 0;     // rows of the input that a block computes at a time; 0: the family has no choice
   int tile_columns = 0;  // columns of W likewise
   int cluster_columns = 1, cluster_rows = 1;  // tiles of a cluster of blocks
-  bool shares = false;  // blocks of the product share the rows' statistics out; no kernel goes before it
+  bool shares = false;  // blocks of the product share the rows' statistics out; none before takes them
 
   friend bool operator==(const Plan&, const Plan&) = default;
 };

@@ -1,9 +1,11 @@
 // Plans of the CUDA kernels over many shapes, types and devices; needs no GPU. Exits 1 if a plan is wrong.
 #include <algorithm>
 #include <cstdio>
+#include <initializer_list>
 #include <limits>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cuda/plan.h"
@@ -157,6 +159,47 @@ void CheckMeasured() {
   for (const Measured& measured : kShared) expect(measured, plan_of(measured).shares ? "yes" : "no");
 }
 
+// Plans that no kernel can run are refused, wherever they come from.
+void CheckRefused() {
+  const Device device{90, 132};
+  Problem p;
+  p.k = 768, p.n = 1536, p.m = 192;
+  p.t = p.tw = DType::kFloat16;
+  const int64_t splits[] = {p.n};
+  p.splits = splits;
+  Plan good;
+  good.family = Family::kHopper, good.rows = Rows::kInput, good.tile_columns = 128, good.tile_rows = 64;
+  Expect(Serves(good, p, device, Packing::kHalf, true), "a plan is refused", p, device, Packing::kHalf, true,
+         good);
+  const auto refuse = [&](const Plan& plan, const char* what) {
+    Expect(!Serves(plan, p, device, Packing::kHalf, true), what, p, device, Packing::kHalf, true, plan);
+  };
+  for (const auto& [columns, rows] : std::initializer_list<std::pair<int, int>>{
+           {0, 0}, {0, 1}, {1, 0}, {3, 1}, {6, 1}, {1, 3}, {2, 3}, {-1, -1}, {-2, -1}, {16, 1}, {12, 3}}) {
+    Plan plan = good;
+    plan.cluster_columns = columns, plan.cluster_rows = rows;
+    refuse(plan, "a cluster that no kernel has");
+  }
+  // 3 tiles of rows, and 12 of columns: no whole clusters.
+  for (const auto& [columns, rows] : std::initializer_list<std::pair<int, int>>{{2, 2}, {1, 2}}) {
+    Plan plan = good;
+    plan.cluster_columns = columns, plan.cluster_rows = rows;
+    refuse(plan, "a cluster with tiles that are not there");
+  }
+  for (const auto& [columns, rows] : std::initializer_list<std::pair<int, int>>{
+           {0, 64}, {128, 0}, {128, 65}, {127, 64}, {-128, -64}, {256, 256}, {64, 128}}) {
+    Plan plan = good;
+    plan.tile_columns = columns, plan.tile_rows = rows;
+    refuse(plan, "a tile that no kernel has");
+  }
+  Plan few = good;
+  few.tile_rows = 32, few.shares = true;
+  refuse(few, "shared statistics of tiles that take them themselves");
+  Plan plain = good;
+  plain.family = Family::kTile, plain.shares = true;
+  refuse(plain, "shared statistics where no kernel has them");
+}
+
 // float32 is rounded to TensorFloat32 where the device has it and the caller does not forbid it.
 void CheckTf32() {
   struct Expected {
@@ -224,6 +267,7 @@ int main(int argc, char** argv) {
     }
   }
   CheckMeasured();
+  CheckRefused();
   CheckTf32();
   const Plan generic;
   if (ToString(generic).find("generic") == std::string::npos)
