@@ -106,6 +106,9 @@ Arithmetic ArithmeticOf(const Problem& p, const Operands& o, const Plan& plan, P
   a.rows_rounded = plan.rows == Rows::kNormalised;
   if (packing == Packing::kTf32) {
     a.operand = plan.family == Family::kStream ? kTf32RemainderRounding : kTf32Rounding;
+    // Scales of whole columns stay out of the integers, which are exact.
+    const bool integers = p.tw == DType::kInt8 && p.scale_layout == ScaleLayout::kColumnGroups;
+    a.weights_nearest = plan.family != Family::kStream && !integers;
   } else if (weights_rounded || a.rows_rounded) {
     a.operand = RoundingOf(p.t);
   }

@@ -176,14 +176,15 @@ struct CheckOutput : Reference {
     const int64_t at = Index(i), r = at / p.n, n = at % p.n;
     const double scaled = p.norm == NormType::kNone ? 0 : largest[r];
     *got = Element(y, p.t, i);
-    *wanted = sums[at].sum + bias[n];
+    *wanted = sums[at].sum + (arithmetic.weights_nearest ? sums[at].weights : 0) + bias[n];
     *bound = OutputBound(p, arithmetic, sums[at], bias[n], scaled, widest[n], step[r]);
   }
   // `expected`: a relative rounding error has the variance u^2 / 6 where mantissas are spread evenly; the
   // unfused form rounds each normalised element once and the result once. In TensorFloat32 it rounds every
   // element, and those of W unless they are halves.
-  __device__ void Note(int64_t i, double got, double wanted) const {
+  __device__ void Note(int64_t i, double got, double) const {
     const int64_t at = Index(i);
+    const double wanted = sums[at].sum + bias[at % p.n];  // by the formula
     if (std::isinf(got) || std::isinf(unfused[at])) return;
     auto& k = report->kind[kinds[i / width]];
     const double u = RoundingOf(p.t), e = got - wanted, f = unfused[at] - wanted;

@@ -33,7 +33,10 @@ struct Arithmetic {
   bool matrix = false;     // sums on matrix instructions
   bool mean_last = false;  // sums run over the input as it is; the mean's part is subtracted from them
   bool rows_rounded = false;  // operands may be subnormal in T
-  double fixed_point = 0;     // rows are rounded to multiples of twice this of their largest value (0: not)
+  // W is rounded to the nearest, as the reference rounds it, which then says what that changes. It need not
+  // look random: of int8 times a scale that is nearly a multiple of the type's steps all errors are alike.
+  bool weights_nearest = false;
+  double fixed_point = 0;  // rows are rounded to multiples of twice this of their largest value (0: not)
 };
 
 // One dot product in double.
@@ -43,7 +46,7 @@ struct Sums {
   double input = 0;      // of |x / deviation * gamma * w|: what `mean_last` sums
   double squares = 0;    // of (norm(x) * w)^2
   double row = 0;        // the row's largest |norm(x)|
-  double weights = 0;    // of norm(x) times what w changes by where the matrix unit's type rounds it
+  double weights = 0;    // of norm(x) times what w changes by where it is rounded as an operand
   double ties = 0;       // of |w| where norm(x) is near a tie between two quantised values
 };
 
@@ -91,8 +94,6 @@ QKVGEMM_HOST_DEVICE inline double OutputBound(const Problem& p, const Arithmetic
   double bound = AccumulationBound(k, a) * (magnitude + std::fabs(bias));
   bound += ElementBound(largest) * root * widest;
   bound += 6 * a.operand * std::sqrt(s.squares);  // independent roundings: six deviations
-  // Those of dequantised weights are not, where a scale is near a multiple of the type's steps.
-  if (a.operand >= kTf32Rounding) bound += std::fabs(s.weights);
   if (a.rows_rounded) bound += 6 * SmallestOf(p.t) * root * widest;
   // Independent roundings again, by no more than all of them.
   bound += a.fixed_point * s.row * widest * (k < 36 ? k : 6 * root);
