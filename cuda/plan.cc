@@ -118,6 +118,8 @@ double HopperCost(const Problem& p, const Plan& plan, Packing packing, int multi
   return before + factor * (std::max(multiply, memory) + 0.25 * std::min(multiply, memory));
 }
 
+constexpr int kWholeDevice = 64;  // multiprocessors; the smallest of sm_90 that is sold has 78
+
 // Whether blocks may form clusters: whole ones, with one tile for each block. Those of four must lie in one
 // part of the device, where they leave some multiprocessors out: all of 128 blocks do not start at once.
 bool MayCluster(const Problem& p, const Tile& tile, Packing packing, Cluster cluster, int multiprocessors) {
@@ -127,6 +129,8 @@ bool MayCluster(const Problem& p, const Tile& tile, Packing packing, Cluster clu
   if (!there) return false;
   const int size = cluster.columns * cluster.rows;
   if (size == 1) return true;
+  // A part of a device (MIG, MPS) need not have so many multiprocessors together, and the launch would fail.
+  if (multiprocessors < kWholeDevice) return false;
   const int64_t columns = CeilDiv(p.n, tile.columns), rows = CeilDiv(p.m, tile.rows);
   return tile.family == Family::kHopper && HasClusterTile(packing, tile.columns / kPieceColumns, tile.rows) &&
          columns % cluster.columns == 0 && rows % cluster.rows == 0 &&

@@ -171,6 +171,16 @@ void CheckRefused() {
   good.family = Family::kHopper, good.rows = Rows::kInput, good.tile_columns = 128, good.tile_rows = 64;
   Expect(Serves(good, p, device, Packing::kHalf, true), "a plan is refused", p, device, Packing::kHalf, true,
          good);
+  Plan cluster = good;
+  cluster.cluster_columns = 4;
+  p.m = 64;
+  Expect(Serves(cluster, p, device, Packing::kHalf, true), "a cluster is refused", p, device, Packing::kHalf,
+         true, cluster);
+  // In a part of a device there need not be four multiprocessors together.
+  const Device part{90, 40};
+  Expect(!Serves(cluster, p, part, Packing::kHalf, true), "a cluster in a part of a device", p, part,
+         Packing::kHalf, true, cluster);
+  p.m = 192;
   const auto refuse = [&](const Plan& plan, const char* what) {
     Expect(!Serves(plan, p, device, Packing::kHalf, true), what, p, device, Packing::kHalf, true, plan);
   };
