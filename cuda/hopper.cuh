@@ -75,19 +75,15 @@ class Producer {
     const char* source = static_cast<const char*>(p_.weights) +
                          (static_cast<int64_t>(first) * p_.pieces_per_row + kb) * C::kPieceBytes;
     uint32_t target = block_.Stage(stage) + C::kRowBytes;
-    if constexpr (C::kCluster) {
-      target += weights_skip_, source += weights_skip_;
-      for (int g = 0; g < groups; ++g) {
+    if constexpr (C::kCluster) target += weights_skip_, source += weights_skip_;
+    for (int g = 0; g < groups; ++g) {
+      if constexpr (C::kCluster) {
         CopyBulkToBlocks(target, source, weights_part_, full, same_columns_, policy);
-        source += static_cast<int64_t>(p_.pieces_per_row) * C::kPieceBytes;
-        target += C::kPieceBytes;
-      }
-    } else {
-      for (int g = 0; g < groups; ++g) {
+      } else {
         CopyBulk(target, source, C::kPieceBytes, full, policy);
-        source += static_cast<int64_t>(p_.pieces_per_row) * C::kPieceBytes;
-        target += C::kPieceBytes;
       }
+      source += static_cast<int64_t>(p_.pieces_per_row) * C::kPieceBytes;
+      target += C::kPieceBytes;
     }
     if constexpr (C::kWiden)
       CopyBulk(block_.Stage(stage) + C::kFactorsAt,
@@ -164,11 +160,9 @@ class Consumer {
   __device__ __forceinline__ void Release(int stage) const {
     if constexpr (C::kCluster) {
       if (empty_ != 0) BarrierArriveAt(empty_ + 8 * stage);
-    } else if constexpr (C::kWiden) {
-      __syncwarp();
-      if (threadIdx.x % (128 / C::kReaders) == 0) BarrierArrive(block_.Empty(stage));
     } else {
-      if (threadIdx.x % 128 == 0) BarrierArrive(block_.Empty(stage));
+      if constexpr (C::kReaders > 1) __syncwarp();
+      if (threadIdx.x % (128 / C::kReaders) == 0) BarrierArrive(block_.Empty(stage));
     }
   }
 

@@ -98,9 +98,6 @@ struct Entry {
   F(2, 96) F(2, 128) F(3, 128) F(3, 192) F(2, 256) F(3, 256)
 // clang-format on
 
-// And those of clusters.
-#define QKV_HOPPER_CLUSTER_TILES(F) F(2, 64) F(2, 96) F(2, 128) F(3, 128)
-
 struct Key {
   int groups, tokens;
   bool cluster;
@@ -111,17 +108,14 @@ struct Key {
 template <typename T, Packing kPacking, typename Visit>
 cudaError_t Each(const Visit& visit) {
   cudaError_t result = cudaSuccess;
-#define QKV_VISIT(groups, tokens)                        \
-  if constexpr (HasHopperTile(kPacking, groups, tokens)) \
-    if (result == cudaSuccess)                           \
-      result = visit(Key{groups, tokens, false}, Entry<Config<T, kPacking, groups, tokens>>{});
-  QKV_HOPPER_TILES(QKV_VISIT)
-#undef QKV_VISIT
-#define QKV_VISIT(groups, tokens)                         \
-  if constexpr (HasClusterTile(kPacking, groups, tokens)) \
-    if (result == cudaSuccess)                            \
+#define QKV_VISIT(groups, tokens)                                                               \
+  if constexpr (HasHopperTile(kPacking, groups, tokens))                                        \
+    if (result == cudaSuccess)                                                                  \
+      result = visit(Key{groups, tokens, false}, Entry<Config<T, kPacking, groups, tokens>>{}); \
+  if constexpr (HasClusterTile(kPacking, groups, tokens))                                       \
+    if (result == cudaSuccess)                                                                  \
       result = visit(Key{groups, tokens, true}, Entry<Config<T, kPacking, groups, tokens, true>>{});
-  QKV_HOPPER_CLUSTER_TILES(QKV_VISIT)
+  QKV_HOPPER_TILES(QKV_VISIT)
 #undef QKV_VISIT
   return result;
 }
