@@ -11,26 +11,6 @@
 
 namespace qkvgemm::cuda {
 
-// A tensor and its element type, for kernels that are not worth a template for each.
-struct Vector {
-  const void* data;
-  DType type;
-
-  __device__ float At(int64_t i) const {
-    switch (type) {
-      case DType::kFloat:
-        return static_cast<const float*>(data)[i];
-      case DType::kFloat16:
-        return __half2float(static_cast<const __half*>(data)[i]);
-      case DType::kBFloat16:
-        return __bfloat162float(static_cast<const __nv_bfloat16*>(data)[i]);
-      case DType::kInt8:
-        return static_cast<float>(static_cast<const int8_t*>(data)[i]);
-    }
-    return 0;
-  }
-};
-
 __device__ inline void Store(void* data, DType type, int64_t i, float value) {
   if (type == DType::kFloat16) {
     static_cast<__half*>(data)[i] = __float2half_rn(value);
@@ -111,9 +91,51 @@ __device__ __forceinline__ void LoadChunk(const T* from, float (&v)[8]) {
       v[4 * i] = f.x, v[4 * i + 1] = f.y, v[4 * i + 2] = f.z, v[4 * i + 3] = f.w;
     }
   } else {
-    Unpack<T>(*reinterpret_cast<const uint4*>(from), v);
+    const uint4 raw = *reinterpret_cast<const uint4*>(from);  // a reference would be read in four loads
+    Unpack<T>(raw, v);
   }
 }
+
+template <typename T>
+__device__ __forceinline__ void StoreChunk(T* to, const float (&v)[8]) {
+  if constexpr (std::is_same_v<T, float>) {
+    auto* halves = reinterpret_cast<float4*>(to);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) halves[i] = {v[4 * i], v[4 * i + 1], v[4 * i + 2], v[4 * i + 3]};
+  } else {
+    *reinterpret_cast<uint4*>(to) = PackChunk<T>(v);
+  }
+}
+
+// A tensor and its element type, for kernels that are not worth a template for each.
+struct Vector {
+  const void* data;
+  DType type;
+
+  __device__ float At(int64_t i) const {
+    switch (type) {
+      case DType::kFloat:
+        return static_cast<const float*>(data)[i];
+      case DType::kFloat16:
+        return __half2float(static_cast<const __half*>(data)[i]);
+      case DType::kBFloat16:
+        return __bfloat162float(static_cast<const __nv_bfloat16*>(data)[i]);
+      case DType::kInt8:
+        return static_cast<float>(static_cast<const int8_t*>(data)[i]);
+    }
+    return 0;
+  }
+  // Eight elements, not int8, from where 16 bytes at a time may be read.
+  __device__ __forceinline__ void Chunk(int64_t i, float (&v)[8]) const {
+    if (type == DType::kFloat) {
+      LoadChunk(static_cast<const float*>(data) + i, v);
+    } else if (type == DType::kFloat16) {
+      LoadChunk(static_cast<const __half*>(data) + i, v);
+    } else {
+      LoadChunk(static_cast<const __nv_bfloat16*>(data) + i, v);
+    }
+  }
+};
 
 template <typename T>
 inline constexpr DType kTypeOf = std::is_same_v<T, float>    ? DType::kFloat

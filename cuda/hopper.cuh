@@ -161,7 +161,7 @@ class Consumer {
     if constexpr (C::kCluster) {
       if (empty_ != 0) BarrierArriveAt(empty_ + 8 * stage);
     } else {
-      if constexpr (C::kReaders > 1) __syncwarp();
+      if constexpr (C::kReaders == 4) __syncwarp();
       if (threadIdx.x % (128 / C::kReaders) == 0) BarrierArrive(block_.Empty(stage));
     }
   }

@@ -42,7 +42,7 @@ class Sender {
       if (Lane() == 0) BarrierArrive(block_.ChunkEmpty(group_, i));
     }
     // As who computes does. In a cluster that is not all: its blocks have one tile, and no use for the stage.
-    if (Lane() < C::kReaders) BarrierArrive(block_.Empty(stage));
+    if (Lane() == 0) BarrierArrive(block_.Empty(stage), C::kReaders);
   }
 
   // Returns when the place has been read.
