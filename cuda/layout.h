@@ -13,7 +13,7 @@
 // ((w * 2 + h) * 32 + lane) * 16 lie the 16 bytes that lane (g = lane / 4, t = lane % 4) feeds to steps 2h
 // and 2h + 1 of 16 k: for each step the columns c = 16 w + g and c + 8 at k = 2t and 2t + 1, then both
 // columns at k + 8 and k + 9. Bytes are q + 128. Behind the Columns lie gamma's factors, by which the bytes
-// are multiplied once they are widened to T: 128 bytes for each 64 of k, at t * 32 those of lanes t, for each
+// are multiplied as they are widened to T: 128 bytes for each 64 of k, at t * 32 those of lanes t, for each
 // step of 16 k those at k = 2t, 2t + 1, 2t + 8 and 2t + 9.
 #pragma once
 
@@ -54,6 +54,10 @@ constexpr int64_t ColumnBytes(const Problem& p) {
   return PieceRows(p) * kPieceColumns * static_cast<int64_t>(sizeof(Column));
 }
 constexpr int kFactorBytes = 128;  // of a piece
+// gamma's factors of bfloat16 are below 2^kBFloat16FactorExponent, without gamma that itself: a byte is
+// widened to 2^-kBFloat16WideningExponent of its value, and what comes out is far from both ends of the
+// range.
+constexpr int kBFloat16FactorExponent = 120, kBFloat16WideningExponent = 133;
 constexpr int64_t FactorBytes(const Problem& p, Packing packing) {
   return packing == Packing::kInt8 ? PiecesPerRow(p, packing) * kFactorBytes : 0;
 }

@@ -28,7 +28,7 @@ struct Params {
 // 2^-24 of it is still a normal number there.
 constexpr int kTopExponent = 14;
 // The same for gamma's factors, with room for 127 times as much.
-constexpr int kTopFactorExponent = 8;
+constexpr int TopFactorExponent(DType t) { return t == DType::kBFloat16 ? kBFloat16FactorExponent : 8; }
 
 template <typename V>
 __device__ V ColumnReduce(V value, V* shared, int lane, int column, V (*combine)(V, V)) {
@@ -61,6 +61,7 @@ __device__ float RoundedTo(DType t, float v) {
 
 // The power of two by which gamma is divided where it is kept in T.
 __device__ int FactorExponent(const Params& p, double* shared) {
+  const int top = TopFactorExponent(p.t);
   double largest = 0;
   for (int64_t k = threadIdx.x; k < p.weight.k; k += kThreads) {
     const float v = fabsf(p.gamma.At(k));
@@ -69,9 +70,9 @@ __device__ int FactorExponent(const Params& p, double* shared) {
   shared[threadIdx.x] = largest;
   __syncthreads();
   for (int i = 0; i < kThreads; ++i) largest = fmax(largest, shared[i]);
-  int exponent = kTopFactorExponent;
+  int exponent = 0;
   if (largest > 0) frexp(largest, &exponent);
-  return exponent - kTopFactorExponent;
+  return exponent - top;
 }
 
 // One block packs 64 columns.
@@ -120,12 +121,18 @@ __global__ void __launch_bounds__(kThreads) PackKernel(const Params p) {
     }
   }
   const bool widened = p.packing == Packing::kInt8, scaled = widened && p.gamma.data;
-  if (scaled) exponent = FactorExponent(p, shared);
-  const auto factor = [&](int64_t k) { return RoundedTo(p.t, ldexpf(p.gamma.At(k), -exponent)); };
+  if (scaled) {
+    exponent = FactorExponent(p, shared);
+  } else if (widened && p.t == DType::kBFloat16) {
+    exponent = -kBFloat16FactorExponent;
+  }
+  const auto factor = [&](int64_t k) {
+    return RoundedTo(p.t, ldexpf(scaled ? p.gamma.At(k) : 1.0f, -exponent));
+  };
   if (widened && blockIdx.x == 0)
     for (int64_t k = threadIdx.x; k < padded; k += kThreads) {
-      const float v = !scaled ? 1.0f : k < p.weight.k ? factor(k) : 0.0f;
-      Store(p.factors + k / depth * kFactorBytes + FactorOffset(static_cast<int>(k % depth)), p.t, 0, v);
+      Store(p.factors + k / depth * kFactorBytes + FactorOffset(static_cast<int>(k % depth)), p.t, 0,
+            k < p.weight.k ? factor(k) : 0.0f);
     }
   double sum = 0, constant = 0;
   char* pieces = p.pieces + blockIdx.x * p.pieces_per_row * PieceBytes(p.packing);
@@ -145,7 +152,7 @@ __global__ void __launch_bounds__(kThreads) PackKernel(const Params p) {
       const int q = there ? static_cast<int>(p.weight.w.At(p.weight.Index(k, column))) : 0;
       if (widened) {
         piece[Int8Offset(c, in_piece)] = static_cast<char>(q + 128);
-        sum += scaled && there ? RoundedTo(p.t, static_cast<float>(q) * factor(k)) : q;
+        sum += there ? RoundedTo(p.t, static_cast<float>(q) * factor(k)) : 0.0f;
       } else {
         piece[SwizzledOffset(c, in_piece)] = static_cast<char>(q);
       }
@@ -160,7 +167,8 @@ __global__ void __launch_bounds__(kThreads) PackKernel(const Params p) {
     if (p.bias.data) constant += p.bias.At(column);
     const double scale =
         integers ? static_cast<double>(p.weight.scale.At(column / p.weight.columns_per_scale)) : 1.0;
-    out.scale = static_cast<float>(ldexp(scale, exponent));
+    const int widening = widened && p.t == DType::kBFloat16 ? kBFloat16WideningExponent : 0;
+    out.scale = static_cast<float>(ldexp(scale, exponent + widening));
     out.column_sum = static_cast<float>(ldexp(scale * sum, exponent));
     out.constant = static_cast<float>(constant);
   }

@@ -110,7 +110,7 @@ double HopperCost(const Problem& p, const Plan& plan, Packing packing, int multi
   if (plan.cluster_columns * plan.cluster_rows > 1) {
     const bool gains = plan.cluster_columns > plan.cluster_rows ? row_tiles == 1 && p.m > kMostMomentRows
                        : plan.cluster_columns > 1               ? row_tiles >= 4
-                                                                : memory > 0.7 * multiply;
+                                                  : memory > 0.7 * multiply || plan.tile_columns == 192;
     factor *= gains ? 0.96 : 1.02;
   }
   const bool alone = plan.rows == Rows::kInput && (p.norm == NormType::kNone || ComputesStatistics(plan));
@@ -163,8 +163,16 @@ bool SharesInTime(const Problem& p, const Plan& plan, Packing packing, int multi
 // holds so many registers that blocks do not overlap (2 % on an H200).
 double StreamCost(const Problem& p, const Plan& plan, Packing packing, int multiprocessors) {
   const auto blocks = static_cast<double>(CeilDiv(p.n, plan.tile_columns));
-  const double alone = packing == Packing::kHalf && plan.tile_columns == 96 ? 1.03 : 1.0;
-  return std::ceil(blocks / multiprocessors) * (plan.tile_columns + 0.25 * plan.tile_rows) * alone;
+  if (packing != Packing::kInt8) {
+    const double alone = packing == Packing::kHalf && plan.tile_columns == 96 ? 1.03 : 1.0;
+    return std::ceil(blocks / multiprocessors) * (plan.tile_columns + 0.25 * plan.tile_rows) * alone;
+  }
+  // A row has twice the bytes of a column, and every column is widened for it. Two blocks of the narrowest
+  // tile run at once. The whole is in HopperCost's cycles (H100: within a tenth for 9 to 16 rows).
+  const bool two = plan.tile_columns == 16 && blocks > multiprocessors;
+  const double rounds =
+      two ? 1.6 * std::ceil(blocks / (2 * multiprocessors)) : std::ceil(blocks / multiprocessors);
+  return 3700 + 0.046 * static_cast<double>(p.k) * rounds * (plan.tile_columns + 1.25 * plan.tile_rows);
 }
 
 // In cycles of a multiprocessor for each element of K: a tile takes as long as its matrix instructions or its
@@ -176,11 +184,21 @@ double TileCost(const Problem& p, const Plan& plan, Packing packing, int multipr
   return std::ceil(tiles / multiprocessors) * std::max(compute, load);
 }
 
-// Comparable within a family.
+// Comparable within a family, and between kHopper and kStream for int8 weights.
 double Cost(const Problem& p, const Plan& plan, Packing packing, int multiprocessors) {
   if (plan.family == Family::kStream) return StreamCost(p, plan, packing, multiprocessors);
   if (plan.family == Family::kTile) return TileCost(p, plan, packing, multiprocessors);
   return HopperCost(p, plan, packing, multiprocessors);
+}
+
+// Few rows are read once, whatever the device. More than eight of halves rather by copies that hold no
+// registers; with weights that must be widened, by whichever costs less. What else there is goes to kTile
+// where there is no wgmma.
+int Place(Family family, const Problem& p, Packing packing) {
+  if (family == Family::kTile) return 2;
+  if (p.m > 8 && packing == Packing::kInt8) return 0;
+  const Family first = p.m > 8 && packing == Packing::kHalf ? Family::kHopper : Family::kStream;
+  return family == first ? 0 : 1;
 }
 
 bool ServesRows(const Plan& plan, const Problem& p, Packing packing) {
@@ -234,29 +252,21 @@ std::vector<Plan> Candidates(const Problem& p, const Device& device, Packing pac
   std::vector<Plan> plans;
   if (packing != Packing::kNone && p.m > 0) {
     const Rows rows = RowsOf(p, packing, aligned);
-    // Few rows are read once, whatever the device; more than eight, with weights that need no widening, by
-    // copies that hold no registers. Others go to kTile where there is no wgmma.
-    const bool many = p.m > 8 && packing == Packing::kHalf;
-    const Family order[] = {many ? Family::kHopper : Family::kStream,
-                            many ? Family::kStream : Family::kHopper, Family::kTile};
-    for (const Family family : order) {
-      const size_t first = plans.size();
-      for (const Tile& tile : kTiles)
-        for (const Cluster& cluster : kClusters) {
-          Plan plan = PlanOf(tile, rows, cluster);
-          if (tile.family != family || !Serves(plan, p, device, packing, aligned)) continue;
-          // Of those that differ in this alone, the one that is expected to be faster is first.
-          if (MayShare(p, tile, rows)) {
-            plan.shares = SharesInTime(p, plan, packing, device.multiprocessors);
-            plans.push_back(plan);
-            plan.shares = !plan.shares;
-          }
+    for (const Tile& tile : kTiles)
+      for (const Cluster& cluster : kClusters) {
+        Plan plan = PlanOf(tile, rows, cluster);
+        if (!Serves(plan, p, device, packing, aligned)) continue;
+        // Of those that differ in this alone, the one that is expected to be faster is first.
+        if (MayShare(p, tile, rows)) {
+          plan.shares = SharesInTime(p, plan, packing, device.multiprocessors);
           plans.push_back(plan);
+          plan.shares = !plan.shares;
         }
-      std::ranges::stable_sort(
-          plans.begin() + static_cast<std::ptrdiff_t>(first), plans.end(), {},
-          [&](const Plan& plan) { return Cost(p, plan, packing, device.multiprocessors); });
-    }
+        plans.push_back(plan);
+      }
+    std::ranges::stable_sort(plans, {}, [&](const Plan& plan) {
+      return std::pair(Place(plan.family, p, packing), Cost(p, plan, packing, device.multiprocessors));
+    });
   }
   plans.push_back(Plan{});
   return plans;

@@ -2,7 +2,11 @@
 // poisoned outputs: every plan that serves a problem in turn, alone, repeated, back to back and in a CUDA
 // graph, with guard bytes around everything that a call may write.
 //
-//   qkvgemm_cuda_test [--list] [--filter SUBSTRING] [--quick] [--threads N] [--seed N] [--verbose] [SEED]
+//   qkvgemm_cuda_test [--list] [--filter SUBSTRING] [--part I/N] [--quick] [--threads N] [--seed N]
+//   [--verbose]
+//                     [SEED]
+//
+// --part: every Nth case from the Ith on, counted from 0.
 //
 // Exits 0 if all is within bounds and also where there is no CUDA device ("skipped"), 1 if something is not,
 // 2 on a wrong argument, 3 if a kernel broke the device.
@@ -36,6 +40,7 @@ struct Options {
   bool list = false, quick = false, verbose = false;
   std::string filter;
   int threads = 4;
+  unsigned part = 0, parts = 1;
   unsigned seed = std::random_device{}();
 };
 
@@ -385,6 +390,9 @@ bool Parse(int argc, char** argv, Options* o) {
       o->verbose = true;
     } else if (a == "--filter" && more) {
       o->filter = argv[++i];
+    } else if (a == "--part" && more && std::sscanf(argv[i + 1], "%u/%u", &o->part, &o->parts) == 2 &&
+               o->part < o->parts) {
+      ++i;
     } else if (a == "--threads" && more) {
       o->threads = std::max(1, std::atoi(argv[++i]));
     } else if (a == "--seed" && more) {
@@ -393,9 +401,8 @@ bool Parse(int argc, char** argv, Options* o) {
       o->seed = static_cast<unsigned>(std::strtoul(a.c_str(), nullptr, 10));
     } else {
       std::printf(
-          "unknown or incomplete argument '%s'; usage: %s [--list] [--filter SUBSTRING] [--quick] [--threads "
-          "N] "
-          "[--seed N] [--verbose] [SEED]\n",
+          "unknown or incomplete argument '%s'; usage: %s [--list] [--filter SUBSTRING] [--part I/N] "
+          "[--quick] [--threads N] [--seed N] [--verbose] [SEED]\n",
           a.c_str(), argv[0]);
       return false;
     }
@@ -411,7 +418,7 @@ int main(int argc, char** argv) {
   std::printf("seed %u (pass it as the argument to repeat)\n", options.seed);
   const std::vector<CudaCase> all = CudaCases(options.seed, options.quick);
   std::vector<size_t> chosen;
-  for (size_t i = 0; i < all.size(); ++i)
+  for (size_t i = options.part; i < all.size(); i += options.parts)
     if (options.filter.empty() || Describe(all[i]).find(options.filter) != std::string::npos)
       chosen.push_back(i);
   if (options.list) {
