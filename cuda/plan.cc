@@ -76,29 +76,40 @@ double MatrixRate(Packing packing) { return 2 / RowBytes(packing); }
 
 // Cycles that a tile's matrix instructions or its loads take (48 bytes each, as measured on an H200: that
 // gives 65.5, 54.6 and 43.7 thousand for tiles of 128 x 256, 192 x 128 and 128 x 128 at K = 4096, where 66.3,
-// 53.5 and 41.6 were counted), which take longer where statistics are taken from what was loaded.
+// 53.5 and 41.6 were counted), which take longer where statistics are taken from what was loaded. Widening
+// int8 weights is half hidden behind the products (H100: tiles of 64 x 16 to 192 x 128 within a tenth).
 double TileCycles(const Problem& p, const Plan& plan, Packing packing) {
   const auto depth = static_cast<double>(RoundUp(p.k, PieceDepth(packing)));
   const double size = static_cast<double>(plan.tile_columns) * plan.tile_rows;
   const double compute = depth * size / (2048.0 * MatrixRate(packing));
   const double load =
       depth * (ColumnBytes(packing) * plan.tile_columns + RowBytes(packing) * plan.tile_rows) / 48.0;
-  const double statistics = ComputesStatistics(plan) ? depth * plan.tile_rows / 8 : 0;
-  return std::max(compute, load + statistics);
+  const bool widened = packing == Packing::kInt8;
+  double statistics = 0;
+  if (ComputesStatistics(plan))
+    statistics = depth * (widened && p.m <= plan.tile_rows ? 1.5 : plan.tile_rows / 8.0);
+  return std::max(compute, load + statistics) + (widened ? compute / 2 : 0);
 }
 
-// An estimate in cycles of a multiprocessor: all rounds of tiles, or as long as W takes from memory, and
-// again in part for each further tile of rows; and a share of the lesser of the two, since neither hides the
-// other completely. A kernel before the product, if only to clear counters, delays it.
-double HopperCost(const Problem& p, const Plan& plan, Packing packing, int multiprocessors) {
+struct Cycles {
+  double multiply;  // all rounds of tiles
+  double memory;    // as long as W takes from memory, and again in part for each further tile of rows
+};
+Cycles HopperCycles(const Problem& p, const Plan& plan, Packing packing, int multiprocessors) {
   const auto row_tiles = static_cast<double>(CeilDiv(p.m, plan.tile_rows));
   const double tiles = static_cast<double>(CeilDiv(p.n, plan.tile_columns)) * row_tiles;
   const auto depth = static_cast<double>(RoundUp(p.k, PieceDepth(packing)));
   const double size = static_cast<double>(plan.tile_columns) * plan.tile_rows;
   const double write = 500 + size * static_cast<double>(SizeOf(p.t)) / 26;
-  const double multiply = std::ceil(tiles / multiprocessors) * (TileCycles(p, plan, packing) + write);
-  const double memory =
-      depth * static_cast<double>(p.n) * ColumnBytes(packing) / 2400.0 * (1 + 0.05 * (row_tiles - 1));
+  return {std::ceil(tiles / multiprocessors) * (TileCycles(p, plan, packing) + write),
+          depth * static_cast<double>(p.n) * ColumnBytes(packing) / 2400.0 * (1 + 0.05 * (row_tiles - 1))};
+}
+
+// An estimate in cycles of a multiprocessor: the products or W, and a share of the lesser of the two, since
+// neither hides the other completely. A kernel before the product, if only to clear counters, delays it.
+double HopperCost(const Problem& p, const Plan& plan, Packing packing, int multiprocessors) {
+  const auto row_tiles = static_cast<double>(CeilDiv(p.m, plan.tile_rows));
+  const auto [multiply, memory] = HopperCycles(p, plan, packing, multiprocessors);
   // Where halves are multiplied, the largest tile is the fastest of those that fill the device as well; those
   // of 96 and 192 rows take longer than their size tells.
   const bool largest = plan.tile_columns == 192 && plan.tile_rows == 256;
@@ -108,13 +119,15 @@ double HopperCost(const Problem& p, const Plan& plan, Packing packing, int multi
   // Clusters bring up to a tenth where many blocks read the same, or W takes nearly all of the time; else
   // their blocks wait for each other (H100).
   if (plan.cluster_columns * plan.cluster_rows > 1) {
-    const bool gains = plan.cluster_columns > plan.cluster_rows ? row_tiles == 1 && p.m > kMostMomentRows
+    const bool gains = plan.cluster_columns > plan.cluster_rows ? row_tiles == 1
                        : plan.cluster_columns > 1               ? row_tiles >= 4
                                                   : memory > 0.7 * multiply || plan.tile_columns == 192;
     factor *= gains ? 0.96 : 1.02;
   }
   const bool alone = plan.rows == Rows::kInput && (p.norm == NormType::kNone || ComputesStatistics(plan));
-  const double before = alone ? 0 : 2000;
+  const bool widened = packing == Packing::kInt8;
+  if (widened && ComputesStatistics(plan)) factor *= 1 + 0.05 * (row_tiles - 1);
+  const double before = alone ? 0 : widened ? 700 : 2000;
   return before + factor * (std::max(multiply, memory) + 0.25 * std::min(multiply, memory));
 }
 
@@ -145,8 +158,12 @@ bool MayShare(const Problem& p, const Tile& tile, Rows rows) {
 
 // Whether shared statistics are there by the ends of the tiles that need them: three warps of each block take
 // a few rows in 4500 cycles, longer ones in more; the first tiles lie in eight rows of tiles. Where they are
-// not, a kernel before the product is faster.
+// not, a kernel before the product is faster; so it is where W takes longest, which is on its way meanwhile.
 bool SharesInTime(const Problem& p, const Plan& plan, Packing packing, int multiprocessors) {
+  if (p.m <= plan.tile_rows) {
+    const auto [multiply, memory] = HopperCycles(p, plan, packing, multiprocessors);
+    if (memory > multiply) return false;
+  }
   const int64_t tiles = CeilDiv(p.n, plan.tile_columns) * CeilDiv(p.m, plan.tile_rows);
   const int64_t warps = kSharingWarps * std::min<int64_t>(tiles, multiprocessors);
   const int64_t at_once = warps * SharedRows(p.k, p.m, warps);

@@ -100,7 +100,7 @@ void CheckPacking(Problem p, const Device& d, Packing packing) {
   }
 }
 
-// The estimates choose what was fastest where all tiles were timed: an H200 and an H100, float16.
+// The estimates choose what was fastest where all tiles were timed: an H200 and an H100; float16.
 void CheckMeasured() {
   struct Measured {
     int64_t k, n, m;
@@ -108,7 +108,7 @@ void CheckMeasured() {
   };
   static constexpr Measured kMeasured[] = {{4096, 12288, 1, "stream 48x8"},
                                            {4096, 12288, 16, "hopper 128x16"},
-                                           {4096, 12288, 32, "hopper 128x64"},
+                                           {4096, 12288, 32, "hopper 128x64, clusters of 4x1"},
                                            {4096, 12288, 64, "hopper 128x64, clusters of 4x1"},
                                            {4096, 12288, 128, "hopper 128x128, clusters of 4x1"},
                                            {4096, 12288, 256, "hopper 192x128, clusters of 1x2"},
@@ -129,21 +129,37 @@ void CheckMeasured() {
                                            {2048, 3072, 1536, "hopper 192x192"},
                                            {2048, 3072, 512, "hopper 128x128, clusters of 2x2"},
                                            {1024, 3072, 512, "hopper 128x128, clusters of 2x2"},
-                                           {2048, 3072, 384, "hopper 128x96, clusters of 2x2"}};
+                                           {2048, 3072, 384, "hopper 128x96, clusters of 2x2"},
+                                           {2048, 3072, 1024, "hopper 192x128, clusters of 1x2"},
+                                           {4096, 6144, 512, "hopper 192x128, clusters of 1x2"}};
+  static constexpr Measured kMeasuredInt8[] = {
+      {4096, 12288, 1, "stream 96x8"},       {4096, 12288, 32, "hopper 128x32"},
+      {4096, 12288, 64, "hopper 128x64"},    {4096, 12288, 512, "hopper 192x128"},
+      {4096, 12288, 4096, "hopper 128x256"}, {8192, 10240, 1, "stream 96x8"},
+      {8192, 10240, 16, "stream 96x16"},     {8192, 10240, 24, "hopper 128x32"},
+      {4096, 6144, 16, "stream 48x16"},      {4096, 6144, 32, "hopper 64x32"},
+      {4096, 6144, 64, "hopper 64x64"},      {2048, 6144, 16, "hopper 64x16"},
+      {2048, 3072, 1, "stream 16x8"},        {2048, 3072, 16, "stream 32x16"},
+      {2048, 3072, 32, "hopper 64x16"},      {2048, 3072, 64, "hopper 64x64"},
+      {1024, 3072, 16, "hopper 64x16"},      {1024, 3072, 64, "hopper 64x64"},
+      {768, 2304, 16, "hopper 64x16"},       {768, 2304, 32, "hopper 64x16"},
+      {768, 2304, 64, "hopper 64x64"},       {768, 2304, 128, "hopper 64x64"}};
   // Those that share statistics, and those that a kernel for them goes before.
   static constexpr Measured kShared[] = {
-      {768, 2304, 128, "yes"},   {768, 2304, 256, "yes"},   {768, 2304, 512, "yes"},
-      {768, 2304, 1024, "yes"},  {768, 2304, 2048, "yes"},  {768, 2304, 4096, "yes"},
-      {1024, 3072, 512, "yes"},  {1024, 3072, 1024, "yes"}, {2048, 3072, 256, "yes"},
-      {2048, 3072, 1024, "yes"}, {4096, 6144, 512, "yes"},  {4096, 12288, 128, "yes"},
-      {4096, 12288, 512, "yes"}, {4096, 12288, 4096, "yes"}};
-  const auto plan_of = [](const Measured& measured) {
+      {768, 2304, 128, "yes"},   {768, 2304, 256, "yes"},    {768, 2304, 512, "yes"},
+      {768, 2304, 1024, "yes"},  {768, 2304, 2048, "yes"},   {768, 2304, 4096, "yes"},
+      {1024, 3072, 512, "yes"},  {1024, 3072, 1024, "yes"},  {2048, 3072, 256, "yes"},
+      {2048, 3072, 1024, "yes"}, {4096, 6144, 512, "yes"},   {4096, 12288, 128, "yes"},
+      {4096, 12288, 512, "yes"}, {4096, 12288, 4096, "yes"}, {4096, 12288, 64, "no"},
+      {8192, 10240, 32, "no"},   {4096, 6144, 64, "yes"},    {2048, 3072, 64, "yes"}};
+  const auto plan_of = [](const Measured& measured, DType tw = DType::kFloat16) {
     Problem p;
     p.k = measured.k, p.n = measured.n, p.m = measured.m;
-    p.t = p.tw = DType::kFloat16;
+    p.t = DType::kFloat16, p.tw = tw;
+    p.scale_layout = ScaleLayout::kColumnGroups, p.scale_groups = p.n;
     const int64_t splits[] = {p.n};
     p.splits = splits;
-    return MakePlan(p, {90, 132}, Packing::kHalf, true);
+    return MakePlan(p, {90, 132}, tw == DType::kInt8 ? Packing::kInt8 : Packing::kHalf, true);
   };
   const auto expect = [](const Measured& measured, const std::string& found) {
     if (found == measured.best) return;
@@ -152,10 +168,12 @@ void CheckMeasured() {
                 static_cast<long long>(measured.n), static_cast<long long>(measured.m), measured.best,
                 found.c_str());
   };
-  for (const Measured& measured : kMeasured) {
-    const std::string name = ToString(plan_of(measured));
-    expect(measured, name.substr(0, name.find(", rows input")));
-  }
+  const auto tile_of = [](const Plan& plan) {
+    const std::string name = ToString(plan);
+    return name.substr(0, name.find(", rows input"));
+  };
+  for (const Measured& measured : kMeasured) expect(measured, tile_of(plan_of(measured)));
+  for (const Measured& measured : kMeasuredInt8) expect(measured, tile_of(plan_of(measured, DType::kInt8)));
   for (const Measured& measured : kShared) expect(measured, plan_of(measured).shares ? "yes" : "no");
 }
 
