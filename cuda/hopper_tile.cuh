@@ -58,8 +58,9 @@ struct Config {
   static constexpr int kProducerRegisters = (kGroups == 3 ? 512 : 504) - kGroups * kConsumerRegisters;
 
   // Threads that say of a warpgroup that it has read a stage. Weights that are widened each warp has read
-  // itself.
-#ifdef QKVGEMM_RACECHECK  // which follows a barrier for those threads alone that arrive themselves; 6 % slower
+  // itself. compute-sanitizer's racecheck follows a barrier for those threads alone that arrive there: for it
+  // all do, at 6 % of the time.
+#ifdef QKVGEMM_RACECHECK
   static constexpr int kReaders = kWiden ? 128 : 1;
 #else
   static constexpr int kReaders = kWiden ? 4 : 1;
