@@ -12,6 +12,8 @@
 
 namespace qkvgemm::cuda {
 
+inline bool Aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+
 // What a product of the matrix families reads and writes, prepared for a kernel.
 struct Product {
   void* rows = nullptr;                 // [m, pitch]

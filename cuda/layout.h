@@ -54,10 +54,9 @@ constexpr int64_t ColumnBytes(const Problem& p) {
   return PieceRows(p) * kPieceColumns * static_cast<int64_t>(sizeof(Column));
 }
 constexpr int kFactorBytes = 128;  // of a piece
-// gamma's factors of bfloat16 are below 2^kBFloat16FactorExponent, without gamma that itself: a byte is
-// widened to 2^-kBFloat16WideningExponent of its value, and what comes out is far from both ends of the
-// range.
-constexpr int kBFloat16FactorExponent = 120, kBFloat16WideningExponent = 133;
+// gamma's factors of bfloat16 are at most 2^kBFloat16FactorExponent, and a byte is widened to
+// 2^-kBFloat16WideningExponent of its value: what comes out is at most 1.
+constexpr int kBFloat16FactorExponent = 126, kBFloat16WideningExponent = 133;
 constexpr int64_t FactorBytes(const Problem& p, Packing packing) {
   return packing == Packing::kInt8 ? PiecesPerRow(p, packing) * kFactorBytes : 0;
 }

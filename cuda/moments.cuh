@@ -10,29 +10,6 @@ namespace qkvgemm::cuda {
 struct Moments {
   float count = 0, mean = 0, squares = 0;
 
-  // Adds the first `count_added` of N values, the others being 0. Not centred: squares are those of the
-  // values. Four sums at a time, because few threads do this and each waits for its own results.
-  template <int N>
-  __device__ __forceinline__ void Add(const float (&v)[N], int count_added, bool centred) {
-    static_assert(N % 4 == 0);
-    Moments other;
-    other.count = static_cast<float>(count_added);
-    if (centred) {
-      float sum[4] = {};
-#pragma unroll
-      for (int i = 0; i < N; ++i) sum[i % 4] += v[i];
-      other.mean = ((sum[0] + sum[1]) + (sum[2] + sum[3])) / other.count;
-    }
-    float squares_of[4] = {};
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-      const float d = i < count_added ? v[i] - other.mean : 0.0f;
-      squares_of[i % 4] = fmaf(d, d, squares_of[i % 4]);
-    }
-    other.squares = (squares_of[0] + squares_of[1]) + (squares_of[2] + squares_of[3]);
-    Merge(other);
-  }
-
   __device__ __forceinline__ void Merge(const Moments& other) {
     const float all = count + other.count;
     const float share = all > 0.0f ? __fdividef(other.count, all) : 0.0f;
@@ -42,9 +19,6 @@ struct Moments {
     count = all;
   }
 
-  __device__ __forceinline__ Moments Of(int lane) const {
-    return {__shfl_sync(~0u, count, lane), __shfl_sync(~0u, mean, lane), __shfl_sync(~0u, squares, lane)};
-  }
   __device__ __forceinline__ Moments Shuffled(int lanes) const {
     return {__shfl_xor_sync(~0u, count, lanes), __shfl_xor_sync(~0u, mean, lanes),
             __shfl_xor_sync(~0u, squares, lanes)};

@@ -59,12 +59,13 @@ __device__ float RoundedTo(DType t, float v) {
   return t == DType::kFloat16 ? __half2float(__float2half_rn(v)) : __bfloat162float(__float2bfloat16_rn(v));
 }
 
+__device__ float Gamma(const Params& p, int64_t k) { return p.gamma.data ? p.gamma.At(k) : 1.0f; }
+
 // The power of two by which gamma is divided where it is kept in T.
 __device__ int FactorExponent(const Params& p, double* shared) {
-  const int top = TopFactorExponent(p.t);
   double largest = 0;
   for (int64_t k = threadIdx.x; k < p.weight.k; k += kThreads) {
-    const float v = fabsf(p.gamma.At(k));
+    const float v = fabsf(Gamma(p, k));
     if (isfinite(v)) largest = fmax(largest, static_cast<double>(v));
   }
   shared[threadIdx.x] = largest;
@@ -72,7 +73,7 @@ __device__ int FactorExponent(const Params& p, double* shared) {
   for (int i = 0; i < kThreads; ++i) largest = fmax(largest, shared[i]);
   int exponent = 0;
   if (largest > 0) frexp(largest, &exponent);
-  return exponent - top;
+  return exponent - TopFactorExponent(p.t);
 }
 
 // One block packs 64 columns.
@@ -86,10 +87,7 @@ __global__ void __launch_bounds__(kThreads) PackKernel(const Params p) {
   // Integers are exact in TensorFloat32: what scales a whole column stays out of them.
   const bool integers = p.packing != Packing::kHalf && p.weight.columns_per_scale != 0;
   const int64_t padded = p.pieces_per_row * depth;
-  const auto value = [&](int64_t k) -> float {  // W with gamma, in float32
-    const float w = p.weight.At(k, column);
-    return p.gamma.data ? w * p.gamma.At(k) : w;
-  };
+  const auto value = [&](int64_t k) { return p.weight.At(k, column) * Gamma(p, k); };  // in float32
   const auto add = [](double a, double b) { return a + b; };
   int exponent = 0;
   // A centred row times a constant column is 0. So a column whose mean is not small, as zero points make
@@ -120,15 +118,10 @@ __global__ void __launch_bounds__(kThreads) PackKernel(const Params p) {
       exponent = e - kTopExponent;
     }
   }
-  const bool widened = p.packing == Packing::kInt8, scaled = widened && p.gamma.data;
-  if (scaled) {
-    exponent = FactorExponent(p, shared);
-  } else if (widened && p.t == DType::kBFloat16) {
-    exponent = -kBFloat16FactorExponent;
-  }
-  const auto factor = [&](int64_t k) {
-    return RoundedTo(p.t, ldexpf(scaled ? p.gamma.At(k) : 1.0f, -exponent));
-  };
+  const bool widened = p.packing == Packing::kInt8;
+  if (widened) exponent = FactorExponent(p, shared);
+  const auto factor = [&](int64_t k) { return RoundedTo(p.t, ldexpf(Gamma(p, k), -exponent)); };
+  const int widening = widened && p.t == DType::kBFloat16 ? kBFloat16WideningExponent : 0;
   if (widened && blockIdx.x == 0)
     for (int64_t k = threadIdx.x; k < padded; k += kThreads) {
       Store(p.factors + k / depth * kFactorBytes + FactorOffset(static_cast<int>(k % depth)), p.t, 0,
@@ -152,7 +145,7 @@ __global__ void __launch_bounds__(kThreads) PackKernel(const Params p) {
       const int q = there ? static_cast<int>(p.weight.w.At(p.weight.Index(k, column))) : 0;
       if (widened) {
         piece[Int8Offset(c, in_piece)] = static_cast<char>(q + 128);
-        sum += there ? RoundedTo(p.t, static_cast<float>(q) * factor(k)) : 0.0f;
+        sum += there ? RoundedTo(p.t, static_cast<float>(q) * ldexpf(factor(k), -widening)) : 0.0f;
       } else {
         piece[SwizzledOffset(c, in_piece)] = static_cast<char>(q);
       }
@@ -167,9 +160,8 @@ __global__ void __launch_bounds__(kThreads) PackKernel(const Params p) {
     if (p.bias.data) constant += p.bias.At(column);
     const double scale =
         integers ? static_cast<double>(p.weight.scale.At(column / p.weight.columns_per_scale)) : 1.0;
-    const int widening = widened && p.t == DType::kBFloat16 ? kBFloat16WideningExponent : 0;
     out.scale = static_cast<float>(ldexp(scale, exponent + widening));
-    out.column_sum = static_cast<float>(ldexp(scale * sum, exponent));
+    out.column_sum = static_cast<float>(ldexp(scale * sum, exponent + widening));
     out.constant = static_cast<float>(constant);
   }
   p.columns[column] = out;

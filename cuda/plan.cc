@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "cuda/layout.h"
 
@@ -76,8 +77,9 @@ double MatrixRate(Packing packing) { return 2 / RowBytes(packing); }
 
 // Cycles that a tile's matrix instructions or its loads take (48 bytes each, as measured on an H200: that
 // gives 65.5, 54.6 and 43.7 thousand for tiles of 128 x 256, 192 x 128 and 128 x 128 at K = 4096, where 66.3,
-// 53.5 and 41.6 were counted), which take longer where statistics are taken from what was loaded. Widening
-// int8 weights is half hidden behind the products (H100: tiles of 64 x 16 to 192 x 128 within a tenth).
+// 53.5 and 41.6 were counted), which take longer where statistics are taken from what was loaded. Half of
+// widening int8 weights is hidden behind the products, and so are most statistics of one tile of rows (H100:
+// tiles of 64 x 16 to 192 x 128 within a tenth).
 double TileCycles(const Problem& p, const Plan& plan, Packing packing) {
   const auto depth = static_cast<double>(RoundUp(p.k, PieceDepth(packing)));
   const double size = static_cast<double>(plan.tile_columns) * plan.tile_rows;
@@ -89,6 +91,12 @@ double TileCycles(const Problem& p, const Plan& plan, Packing packing) {
   if (ComputesStatistics(plan))
     statistics = depth * (widened && p.m <= plan.tile_rows ? 1.5 : plan.tile_rows / 8.0);
   return std::max(compute, load + statistics) + (widened ? compute / 2 : 0);
+}
+
+// A kernel before the product, if only to clear counters, delays it.
+double Delay(const Problem& p, const Plan& plan, Packing packing) {
+  const bool alone = plan.rows == Rows::kInput && (p.norm == NormType::kNone || ComputesStatistics(plan));
+  return alone ? 0 : packing == Packing::kInt8 ? 700 : 2000;
 }
 
 struct Cycles {
@@ -106,7 +114,7 @@ Cycles HopperCycles(const Problem& p, const Plan& plan, Packing packing, int mul
 }
 
 // An estimate in cycles of a multiprocessor: the products or W, and a share of the lesser of the two, since
-// neither hides the other completely. A kernel before the product, if only to clear counters, delays it.
+// neither hides the other completely.
 double HopperCost(const Problem& p, const Plan& plan, Packing packing, int multiprocessors) {
   const auto row_tiles = static_cast<double>(CeilDiv(p.m, plan.tile_rows));
   const auto [multiply, memory] = HopperCycles(p, plan, packing, multiprocessors);
@@ -116,19 +124,17 @@ double HopperCost(const Problem& p, const Plan& plan, Packing packing, int multi
   double factor = largest && packing != Packing::kHalf ? 1.03 : 1.0;
   if (plan.tile_rows == 96) factor = 1.12;
   if (plan.tile_rows == 192) factor = 1.05;
-  // Clusters bring up to a tenth where many blocks read the same, or W takes nearly all of the time; else
-  // their blocks wait for each other (H100).
+  // Each tile of rows widens all weights again.
+  if (packing == Packing::kInt8 && ComputesStatistics(plan)) factor *= 1 + 0.05 * (row_tiles - 1);
+  // Clusters bring up to a tenth where many blocks read the same, W takes nearly all of the time, or tiles
+  // are of 192 x 128; else their blocks wait for each other (H100).
   if (plan.cluster_columns * plan.cluster_rows > 1) {
     const bool gains = plan.cluster_columns > plan.cluster_rows ? row_tiles == 1
                        : plan.cluster_columns > 1               ? row_tiles >= 4
                                                   : memory > 0.7 * multiply || plan.tile_columns == 192;
     factor *= gains ? 0.96 : 1.02;
   }
-  const bool alone = plan.rows == Rows::kInput && (p.norm == NormType::kNone || ComputesStatistics(plan));
-  const bool widened = packing == Packing::kInt8;
-  if (widened && ComputesStatistics(plan)) factor *= 1 + 0.05 * (row_tiles - 1);
-  const double before = alone ? 0 : widened ? 700 : 2000;
-  return before + factor * (std::max(multiply, memory) + 0.25 * std::min(multiply, memory));
+  return Delay(p, plan, packing) + factor * (std::max(multiply, memory) + 0.25 * std::min(multiply, memory));
 }
 
 constexpr int kWholeDevice = 64;  // multiprocessors; the smallest of sm_90 that is sold has 78
@@ -177,19 +183,20 @@ bool SharesInTime(const Problem& p, const Plan& plan, Packing packing, int multi
 }
 
 // In columns of W that a multiprocessor reads; a block reads the rows besides. The widest tile of halves
-// holds so many registers that blocks do not overlap (2 % on an H200).
+// holds so many registers that blocks do not overlap (2 % on an H200). Weights that are widened: in
+// HopperCost's cycles (H100: within a tenth for 9 to 16 rows).
 double StreamCost(const Problem& p, const Plan& plan, Packing packing, int multiprocessors) {
   const auto blocks = static_cast<double>(CeilDiv(p.n, plan.tile_columns));
   if (packing != Packing::kInt8) {
     const double alone = packing == Packing::kHalf && plan.tile_columns == 96 ? 1.03 : 1.0;
     return std::ceil(blocks / multiprocessors) * (plan.tile_columns + 0.25 * plan.tile_rows) * alone;
   }
-  // A row has twice the bytes of a column, and every column is widened for it. Two blocks of the narrowest
-  // tile run at once. The whole is in HopperCost's cycles (H100: within a tenth for 9 to 16 rows).
+  // A row has twice the bytes of a column. Two blocks of the narrowest tile run at once.
   const bool two = plan.tile_columns == 16 && blocks > multiprocessors;
   const double rounds =
       two ? 1.6 * std::ceil(blocks / (2 * multiprocessors)) : std::ceil(blocks / multiprocessors);
-  return 3700 + 0.046 * static_cast<double>(p.k) * rounds * (plan.tile_columns + 1.25 * plan.tile_rows);
+  return Delay(p, plan, packing) + 3700 +
+         0.046 * static_cast<double>(p.k) * rounds * (plan.tile_columns + 1.25 * plan.tile_rows);
 }
 
 // In cycles of a multiprocessor for each element of K: a tile takes as long as its matrix instructions or its
@@ -201,7 +208,7 @@ double TileCost(const Problem& p, const Plan& plan, Packing packing, int multipr
   return std::ceil(tiles / multiprocessors) * std::max(compute, load);
 }
 
-// Comparable within a family, and between kHopper and kStream for int8 weights.
+// Comparable within a family, and between kHopper and kStream for weights that are widened.
 double Cost(const Problem& p, const Plan& plan, Packing packing, int multiprocessors) {
   if (plan.family == Family::kStream) return StreamCost(p, plan, packing, multiprocessors);
   if (plan.family == Family::kTile) return TileCost(p, plan, packing, multiprocessors);

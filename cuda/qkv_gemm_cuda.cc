@@ -26,8 +26,6 @@ Parts PartsOf(const Problem& p, const Plan& plan) {
   return parts;
 }
 
-bool Aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
-
 Product MakeProduct(const Problem& p, const Operands& o, const Plan& plan, Packing packing,
                     const void* packed, void* scratch) {
   Product product;

@@ -1,6 +1,4 @@
 // What is computed once for each row of the input: statistics, the normalised row, its int8 form.
-#include <algorithm>
-
 #include "cuda/elements.cuh"
 #include "cuda/families.h"
 #include "cuda/launch.h"
@@ -257,7 +255,7 @@ class RowKernel {
       *reinterpret_cast<uint2*>(target + i) = {word(0), word(4)};
     });
     // A pitch is a multiple of 16.
-    const int64_t end = p_.k + (kChunk - p_.k % kChunk) % kChunk;
+    const int64_t end = RoundUp(p_.k, kChunk);
     if (lane_ == 0 && row_ < p_.m && end < p_.pitch) *reinterpret_cast<uint2*>(target + end) = {0, 0};
   }
 
@@ -295,8 +293,6 @@ cudaError_t LaunchType(const Params& p, bool aligned, cudaStream_t stream) {
   if (p.k > 2 * kRowOfWarp) return LaunchRows<T, 4>(p, aligned, stream);
   return p.k > kRowOfWarp ? LaunchRows<T, 2>(p, aligned, stream) : LaunchRows<T, 1>(p, aligned, stream);
 }
-
-bool Aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
 }  // namespace
 

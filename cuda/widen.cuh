@@ -29,15 +29,20 @@ __device__ __forceinline__ void Widen(uint32_t word, uint32_t factors, uint32_t&
     low = widen(__byte_perm(word, 0x64646464, 0x4140));
     high = widen(__byte_perm(word, 0x64646464, 0x4342));
   } else {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
     // A byte alone is a subnormal number, 2^-133 times as much, and f * 2^-126 is exact: one rounding.
     const auto f = *reinterpret_cast<const __nv_bfloat162*>(&factors);
-    const __nv_bfloat162 minus_128 = __bfloat162bfloat162(__ushort_as_bfloat16(0x8080)),
-                         shift = __hmul2(f, minus_128);
+    const __nv_bfloat162 minus_128 = __bfloat162bfloat162(__ushort_as_bfloat16(0x8080));
+    const __nv_bfloat162 shift = __hmul2(f, minus_128);
     const auto widen = [&](uint32_t bytes) {
       return Bits(__hfma2(*reinterpret_cast<const __nv_bfloat162*>(&bytes), f, shift));
     };
     low = widen(__byte_perm(word, 0, 0x4140));
     high = widen(__byte_perm(word, 0, 0x4342));
+#else
+    low = high = 0;  // no plan has bfloat16 there
+    __trap();
+#endif
   }
 }
 

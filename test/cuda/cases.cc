@@ -24,6 +24,7 @@ class Builder {
     Int8();
     Inputs();
     Alignment();
+    LongRows();
     ZeroRows();
     Large();
     Clusters();
@@ -210,6 +211,21 @@ class Builder {
                 added.c.p.norm = m == 129 ? NormType::kLayerNorm : Pick(kNorms);
                 added.input_aligned = input, added.outputs_aligned = outputs;
               }
+  }
+
+  // Longer than what a block holds of a row while it normalises it.
+  void LongRows() {
+    for (DType t : kFloats)
+      for (DType tw : {t, DType::kInt8})
+        for (int64_t k : {4104, 5003})
+          for (bool quant : {false, true}) {
+            if (quant && tw != DType::kInt8) continue;
+            CudaCase& added = Add("long_rows", 5, k, 72, t, tw);
+            added.c.emit_norm = true;
+            added.c.p.norm = Pick(kNorms);
+            added.c.p.activation_quant = quant;
+            added.input_aligned = Coin();
+          }
   }
 
   void ZeroRows() {

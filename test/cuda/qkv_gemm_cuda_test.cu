@@ -2,9 +2,8 @@
 // poisoned outputs: every plan that serves a problem in turn, alone, repeated, back to back and in a CUDA
 // graph, with guard bytes around everything that a call may write.
 //
-//   qkvgemm_cuda_test [--list] [--filter SUBSTRING] [--part I/N] [--quick] [--threads N] [--seed N]
-//   [--verbose]
-//                     [SEED]
+//   qkvgemm_cuda_test [--list] [--filter SUBSTRING] [--part I/N] [--quick] [--threads N] [--verbose]
+//                     [--seed N | SEED]
 //
 // --part: every Nth case from the Ith on, counted from 0.
 //
@@ -402,7 +401,7 @@ bool Parse(int argc, char** argv, Options* o) {
     } else {
       std::printf(
           "unknown or incomplete argument '%s'; usage: %s [--list] [--filter SUBSTRING] [--part I/N] "
-          "[--quick] [--threads N] [--seed N] [--verbose] [SEED]\n",
+          "[--quick] [--threads N] [--verbose] [--seed N | SEED]\n",
           a.c_str(), argv[0]);
       return false;
     }
