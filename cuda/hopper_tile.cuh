@@ -59,7 +59,7 @@ struct Config {
 
   // Threads that say of a warpgroup that it has read a stage. Weights that are widened each warp has read
   // itself. compute-sanitizer's racecheck follows a barrier for those threads alone that arrive there: for it
-  // all do, at 6 % of the time.
+  // all do.
 #ifdef QKVGEMM_RACECHECK
   static constexpr int kReaders = kWiden ? 128 : 1;
 #else

@@ -218,7 +218,7 @@ double Cost(const Problem& p, const Plan& plan, Packing packing, int multiproces
 // Few rows are read once, whatever the device. More than eight of halves rather by copies that hold no
 // registers; with weights that must be widened, by whichever costs less. What else there is goes to kTile
 // where there is no wgmma.
-int Place(Family family, const Problem& p, Packing packing) {
+int OrderOf(Family family, const Problem& p, Packing packing) {
   if (family == Family::kTile) return 2;
   if (p.m > 8 && packing == Packing::kInt8) return 0;
   const Family first = p.m > 8 && packing == Packing::kHalf ? Family::kHopper : Family::kStream;
@@ -289,7 +289,7 @@ std::vector<Plan> Candidates(const Problem& p, const Device& device, Packing pac
         plans.push_back(plan);
       }
     std::ranges::stable_sort(plans, {}, [&](const Plan& plan) {
-      return std::pair(Place(plan.family, p, packing), Cost(p, plan, packing, device.multiprocessors));
+      return std::pair(OrderOf(plan.family, p, packing), Cost(p, plan, packing, device.multiprocessors));
     });
   }
   plans.push_back(Plan{});

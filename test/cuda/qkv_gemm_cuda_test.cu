@@ -17,13 +17,13 @@
 #include <functional>
 #include <map>
 #include <mutex>
-#include <random>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "cuda/qkv_gemm_cuda.h"
 #include "test/cuda/fixture.cuh"
+#include "test/cuda/options.h"
 #include "test/cuda/tf32.cuh"
 
 using namespace qkvgemm;
@@ -34,14 +34,6 @@ using cuda::Plan;
 using cuda::Rows;
 
 namespace {
-
-struct Options {
-  bool list = false, quick = false, verbose = false;
-  std::string filter;
-  int threads = 4;
-  unsigned part = 0, parts = 1;
-  unsigned seed = std::random_device{}();
-};
 
 struct FamilyResult {
   int64_t runs = 0, failures = 0;
@@ -376,38 +368,6 @@ class Tester {
   Workspace workspace_;
   std::string name_, family_;
 };
-
-bool Parse(int argc, char** argv, Options* o) {
-  for (int i = 1; i < argc; ++i) {
-    const std::string a = argv[i];
-    const bool more = i + 1 < argc;
-    if (a == "--list") {
-      o->list = true;
-    } else if (a == "--quick") {
-      o->quick = true, o->threads = 1;
-    } else if (a == "--verbose") {
-      o->verbose = true;
-    } else if (a == "--filter" && more) {
-      o->filter = argv[++i];
-    } else if (a == "--part" && more && std::sscanf(argv[i + 1], "%u/%u", &o->part, &o->parts) == 2 &&
-               o->part < o->parts) {
-      ++i;
-    } else if (a == "--threads" && more) {
-      o->threads = std::max(1, std::atoi(argv[++i]));
-    } else if (a == "--seed" && more) {
-      o->seed = static_cast<unsigned>(std::strtoul(argv[++i], nullptr, 10));
-    } else if (!a.empty() && a.find_first_not_of("0123456789") == std::string::npos) {
-      o->seed = static_cast<unsigned>(std::strtoul(a.c_str(), nullptr, 10));
-    } else {
-      std::printf(
-          "unknown or incomplete argument '%s'; usage: %s [--list] [--filter SUBSTRING] [--part I/N] "
-          "[--quick] [--threads N] [--verbose] [--seed N | SEED]\n",
-          a.c_str(), argv[0]);
-      return false;
-    }
-  }
-  return true;
-}
 
 }  // namespace
 
