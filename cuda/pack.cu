@@ -27,7 +27,7 @@ struct Params {
 // The largest value a column may hold after scaling: far from the overflow of float16, and so that what is
 // 2^-24 of it is still a normal number there.
 constexpr int kTopExponent = 14;
-// The same for gamma's factors, with room for 127 times as much.
+// The same for gamma's factors: of float16 with room for 127 times as much, of bfloat16 see layout.h.
 constexpr int TopFactorExponent(DType t) { return t == DType::kBFloat16 ? kBFloat16FactorExponent : 8; }
 
 template <typename V>
