@@ -13,6 +13,7 @@
 #include "cuda/hopper_sender.cuh"
 #include "cuda/hopper_shared.cuh"
 #include "cuda/hopper_statistics.cuh"
+#include "cuda/hopper_statistics_turns.cuh"
 #include "cuda/hopper_tile.cuh"
 #include "cuda/launch.h"
 #include "cuda/widen.cuh"
@@ -286,16 +287,19 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     if constexpr (C::kConsumerRegisters > 0) ShrinkRegisters<C::kProducerRegisters>();
     if (threadIdx.x == 0) {
       Producer<C>(block).Run();
-    } else if (C::kMoments && warp > 0 && block.TakesStatistics()) {
-      StatisticsRole<C>(block, warp - 1).Run();
     } else if (warp > 0) {
+      if constexpr (C::kMoments && !C::kStatisticsGroup)
+        if (warp <= C::kStatisticsWarps && block.TakesStatistics())
+          StatisticsInTurns<C>(block, warp - 1).Run();
       if constexpr (C::kShares)
         if (block.SharesStatistics()) SharedStatistics<C>(block).Run();
       if (C::kStaged && warp <= C::kGroups) Sender<C>(block, warp - 1).Run();
     }
-  } else {
+  } else if (role <= C::kGroups) {
     if constexpr (C::kConsumerRegisters > 0) GrowRegisters<C::kConsumerRegisters>();
     Consumer<C>(block, role - 1).Run();
+  } else if constexpr (C::kStatisticsGroup) {
+    if (block.TakesStatistics()) StatisticsRole<C>(block, warp % 4).Run();
   }
 }
 

@@ -24,8 +24,6 @@ struct Maps {
   CUtensorMap rows, y[kMaxSplits];
 };
 
-constexpr int kStatisticsWarps = 3;  // those beside the producer's
-
 // Rows of a tile whose results leave together: a multiple of 16, of which a tile has one or an even number.
 constexpr int ChunkRows(int rows) {
   int chunks = 1;
@@ -47,10 +45,15 @@ struct Config {
   static constexpr int kGroups = kGroups_, kTokens = kTokens_;
   using Accumulator = typename Matrix::Accumulator;
   using Accumulators = Accumulator[kHalves][kTokens / kHalves / 2];
-  static constexpr int kThreads = (kGroups + 1) * 128;
   static constexpr bool kFew = kTokens <= kMostMomentRows;
   static constexpr bool kMoments = sizeof(T) == 2 && !kInt8Rows && kFew;
   static constexpr bool kShares = sizeof(T) == 2 && !kInt8Rows && !kFew;
+  // Of few rows: a warpgroup of their own, each with some rows of every stage. Stages of int8 weights follow
+  // each other too fast for that, and widening takes the registers: the three warps beside the producer's,
+  // each with all rows of a stage in turn.
+  static constexpr bool kStatisticsGroup = kMoments && !kWiden;
+  static constexpr int kStatisticsWarps = !kMoments ? 0 : kStatisticsGroup ? 4 : 3;
+  static constexpr int kThreads = (kGroups + 1 + kStatisticsGroup) * 128;
   // 0: what the threads get evenly is enough.
   static constexpr int kConsumerRegisters = kGroups == 3     ? kTokens == 256 ? 160 : 152
                                             : kTokens == 256 ? 208
@@ -83,7 +86,7 @@ struct Config {
   static_assert(kPlaces > 0 && kChunks % kPlaces == 0 && kRounds * kPlaces == kChunks);
 
   static constexpr int kStatisticsBytes = kTokens * static_cast<int>(sizeof(RowStatistics));
-  static constexpr int kPartBytes = kMoments ? kTokens * 16 : 0;  // of one warp
+  static constexpr int kPartBytes = kMoments && !kStatisticsGroup ? kTokens * 16 : 0;  // of one warp
   static constexpr int kAllStatisticsBytes = kStatisticsBytes + kStatisticsWarps * kPartBytes;
   static constexpr int kBarrierBytes = 512;
   static constexpr int kMaxStages = (227 * 1024 - kAllStatisticsBytes - kBarrierBytes) / kStageBytes;
@@ -136,12 +139,15 @@ struct Block {
 
   __device__ __forceinline__ uint32_t Stage(int stage) const { return stages + stage * C::kStageBytes; }
   __device__ __forceinline__ uint32_t Statistics() const { return Stage(C::kStages); }
-  __device__ __forceinline__ uint32_t Part(int warp) const {
+
+  __device__ __forceinline__ uint32_t StatisticsPart(int warp) const {
     return Statistics() + C::kStatisticsBytes + warp * C::kPartBytes;
   }
 
   // A stage has been filled; all that read it have done so.
-  __device__ __forceinline__ uint32_t Full(int stage) const { return Part(kStatisticsWarps) + 8 * stage; }
+  __device__ __forceinline__ uint32_t Full(int stage) const {
+    return Statistics() + C::kAllStatisticsBytes + 8 * stage;
+  }
   __device__ __forceinline__ uint32_t Empty(int stage) const { return Full(C::kStages + stage); }
   // A tile's statistics likewise.
   __device__ __forceinline__ uint32_t StatisticsFull() const { return Empty(C::kStages); }
@@ -164,9 +170,9 @@ struct Block {
     const int readers = C::kCluster ? p.cluster_columns + p.cluster_rows - 1 : C::kReaders;
     for (int s = 0; s < C::kStages; ++s) {
       BarrierInit(Full(s), 1);
-      BarrierInit(Empty(s), C::kGroups * readers + (TakesStatistics() ? kStatisticsWarps : 0));
+      BarrierInit(Empty(s), C::kGroups * readers + (TakesStatistics() ? C::kStatisticsWarps : 0));
     }
-    BarrierInit(StatisticsFull(), TakesStatistics() ? kStatisticsWarps * 32 : 1);
+    BarrierInit(StatisticsFull(), TakesStatistics() ? C::kStatisticsWarps * 32 : 1);
     BarrierInit(StatisticsEmpty(), C::kGroups * 4);
     for (int g = 0; g < C::kGroups; ++g)
       for (int i = 0; i < C::kPlaces; ++i) {
@@ -189,7 +195,7 @@ struct Block {
 
   // All warps that take statistics wait for each other.
   static __device__ __forceinline__ void SyncStatistics() {
-    asm volatile("bar.sync 1, %0;" ::"n"(kStatisticsWarps * 32) : "memory");
+    asm volatile("bar.sync 1, %0;" ::"n"(C::kStatisticsWarps * 32) : "memory");
   }
 };
 

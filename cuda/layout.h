@@ -93,6 +93,12 @@ constexpr bool HasClusterTile(Packing packing, int groups, int rows) {
   return packing == Packing::kHalf && groups >= 2 && (groups == 2 ? rows >= 64 && rows <= 128 : rows == 128);
 }
 
+// Tiles of kStream of which two run on a multiprocessor: while one widens int8 weights, memory serves the
+// other.
+constexpr bool FitsTwice(Packing packing, int columns, int rows) {
+  return packing == Packing::kInt8 && (columns == 16 || (columns <= 48 && rows == 8));
+}
+
 constexpr int64_t RowPitch(const Problem& p, Rows rows) {  // elements
   return rows == Rows::kQuantised ? RoundUp(p.k, 16) : rows == Rows::kInput ? p.k : RoundUp(p.k, 8);
 }

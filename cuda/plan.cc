@@ -75,11 +75,17 @@ double RowBytes(Packing packing) {
 // Products that matrix units form in a cycle of a multiprocessor, relative to those of halves.
 double MatrixRate(Packing packing) { return 2 / RowBytes(packing); }
 
+// Tiles of 64 columns whose few rows have a warpgroup for their statistics, and leave from registers. (So do
+// those of 128 columns; what they gain does not show where W takes most of the time.)
+bool FewHalves(const Plan& plan, Packing packing) {
+  return packing == Packing::kHalf && plan.tile_columns == 64 && plan.tile_rows <= kMostMomentRows;
+}
+
 // Cycles that a tile's matrix instructions or its loads take (48 bytes each, as measured on an H200: that
 // gives 65.5, 54.6 and 43.7 thousand for tiles of 128 x 256, 192 x 128 and 128 x 128 at K = 4096, where 66.3,
-// 53.5 and 41.6 were counted), which take longer where statistics are taken from what was loaded. Half of
-// widening int8 weights is hidden behind the products, and so are most statistics of one tile of rows (H100:
-// tiles of 64 x 16 to 192 x 128 within a tenth).
+// 53.5 and 41.6 were counted). Half of widening int8 weights is hidden behind the products, and so are most
+// statistics of one tile of rows; of halves they are, by a warpgroup of their own (H100: tiles of 64 x 16 to
+// 192 x 128 within a tenth).
 double TileCycles(const Problem& p, const Plan& plan, Packing packing) {
   const auto depth = static_cast<double>(RoundUp(p.k, PieceDepth(packing)));
   const double size = static_cast<double>(plan.tile_columns) * plan.tile_rows;
@@ -88,9 +94,14 @@ double TileCycles(const Problem& p, const Plan& plan, Packing packing) {
       depth * (ColumnBytes(packing) * plan.tile_columns + RowBytes(packing) * plan.tile_rows) / 48.0;
   const bool widened = packing == Packing::kInt8;
   double statistics = 0;
-  if (ComputesStatistics(plan))
+  if (ComputesStatistics(plan) && !FewHalves(plan, packing))
     statistics = depth * (widened && p.m <= plan.tile_rows ? 1.5 : plan.tile_rows / 8.0);
   return std::max(compute, load + statistics) + (widened ? compute / 2 : 0);
+}
+
+// Nine to 16 rows of int8, which kHopper or kStream serves best.
+bool QuantisesFew(const Problem& p, Packing packing) {
+  return packing == Packing::kInt8Activations && p.m > 8 && p.m <= 16;
 }
 
 // A kernel before the product, if only to clear counters, delays it.
@@ -108,9 +119,14 @@ Cycles HopperCycles(const Problem& p, const Plan& plan, Packing packing, int mul
   const double tiles = static_cast<double>(CeilDiv(p.n, plan.tile_columns)) * row_tiles;
   const auto depth = static_cast<double>(RoundUp(p.k, PieceDepth(packing)));
   const double size = static_cast<double>(plan.tile_columns) * plan.tile_rows;
-  const double write = 500 + size * static_cast<double>(SizeOf(p.t)) / 26;
-  return {std::ceil(tiles / multiprocessors) * (TileCycles(p, plan, packing) + write),
-          depth * static_cast<double>(p.n) * ColumnBytes(packing) / 2400.0 * (1 + 0.05 * (row_tiles - 1))};
+  const double write = FewHalves(plan, packing) ? 500 + 65 * plan.tile_rows
+                                                : 500 + size * static_cast<double>(SizeOf(p.t)) / 26;
+  const double rounds = std::ceil(tiles / multiprocessors);
+  double memory =
+      depth * static_cast<double>(p.n) * ColumnBytes(packing) / 2400.0 * (1 + 0.05 * (row_tiles - 1));
+  // What a multiprocessor takes from memory alone, 18 bytes a cycle, decides against kStream.
+  if (QuantisesFew(p, packing)) memory = std::max(memory, rounds * depth * plan.tile_columns / 18);
+  return {rounds * (TileCycles(p, plan, packing) + write), memory};
 }
 
 // An estimate in cycles of a multiprocessor: the products or W, and a share of the lesser of the two, since
@@ -126,6 +142,13 @@ double HopperCost(const Problem& p, const Plan& plan, Packing packing, int multi
   if (plan.tile_rows == 192) factor = 1.05;
   // Each tile of rows widens all weights again.
   if (packing == Packing::kInt8 && ComputesStatistics(plan)) factor *= 1 + 0.05 * (row_tiles - 1);
+  if (packing == Packing::kHalf && plan.tile_rows <= kMostMomentRows) factor *= 1 + 0.12 * (row_tiles - 1);
+  // Blocks start while those of the call before still run, if there are multiprocessors for both.
+  double crowded = 0;
+  if (FewHalves(plan, packing)) {
+    const double tiles = static_cast<double>(CeilDiv(p.n, plan.tile_columns)) * row_tiles;
+    crowded = 1800 * std::clamp((tiles - multiprocessors / 2.0) / (multiprocessors / 4.0), 0.0, 1.0);
+  }
   // Clusters bring up to a tenth where many blocks read the same, W takes nearly all of the time, or tiles
   // are of 192 x 128; else their blocks wait for each other (H100).
   if (plan.cluster_columns * plan.cluster_rows > 1) {
@@ -134,7 +157,8 @@ double HopperCost(const Problem& p, const Plan& plan, Packing packing, int multi
                                                   : memory > 0.7 * multiply || plan.tile_columns == 192;
     factor *= gains ? 0.96 : 1.02;
   }
-  return Delay(p, plan, packing) + factor * (std::max(multiply, memory) + 0.25 * std::min(multiply, memory));
+  return Delay(p, plan, packing) + crowded +
+         factor * (std::max(multiply, memory) + 0.25 * std::min(multiply, memory));
 }
 
 constexpr int kWholeDevice = 64;  // multiprocessors; the smallest of sm_90 that is sold has 78
@@ -187,14 +211,21 @@ bool SharesInTime(const Problem& p, const Plan& plan, Packing packing, int multi
 // HopperCost's cycles (H100: within a tenth for 9 to 16 rows).
 double StreamCost(const Problem& p, const Plan& plan, Packing packing, int multiprocessors) {
   const auto blocks = static_cast<double>(CeilDiv(p.n, plan.tile_columns));
+  if (QuantisesFew(p, packing))  // in HopperCost's cycles
+    return Delay(p, plan, packing) + 1100 +
+           static_cast<double>(p.k) * std::max(static_cast<double>(p.n) / (11 * multiprocessors),
+                                               std::ceil(blocks / multiprocessors) * plan.tile_columns / 15);
   if (packing != Packing::kInt8) {
     const double alone = packing == Packing::kHalf && plan.tile_columns == 96 ? 1.03 : 1.0;
     return std::ceil(blocks / multiprocessors) * (plan.tile_columns + 0.25 * plan.tile_rows) * alone;
   }
-  // A row has twice the bytes of a column. Two blocks of the narrowest tile run at once.
-  const bool two = plan.tile_columns == 16 && blocks > multiprocessors;
-  const double rounds =
-      two ? 1.6 * std::ceil(blocks / (2 * multiprocessors)) : std::ceil(blocks / multiprocessors);
+  // A row has twice the bytes of a column. Two blocks together take less time than one after the other.
+  double rounds = std::ceil(blocks / multiprocessors);
+  if (FitsTwice(packing, plan.tile_columns, plan.tile_rows) && blocks > multiprocessors) {
+    const double pairs = std::floor(blocks / (2.0 * multiprocessors)),
+                 rest = blocks - pairs * 2 * multiprocessors;
+    rounds = 1.6 * (pairs + (rest > multiprocessors ? 1 : 0)) + (rest > 0 && rest <= multiprocessors ? 1 : 0);
+  }
   return Delay(p, plan, packing) + 3700 +
          0.046 * static_cast<double>(p.k) * rounds * (plan.tile_columns + 1.25 * plan.tile_rows);
 }
@@ -220,7 +251,7 @@ double Cost(const Problem& p, const Plan& plan, Packing packing, int multiproces
 // where there is no wgmma.
 int OrderOf(Family family, const Problem& p, Packing packing) {
   if (family == Family::kTile) return 2;
-  if (p.m > 8 && packing == Packing::kInt8) return 0;
+  if (QuantisesFew(p, packing) || (p.m > 8 && packing == Packing::kInt8)) return 0;
   const Family first = p.m > 8 && packing == Packing::kHalf ? Family::kHopper : Family::kStream;
   return family == first ? 0 : 1;
 }

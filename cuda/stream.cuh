@@ -352,7 +352,7 @@ class Block {
 };
 
 template <typename C>
-__global__ void __launch_bounds__(kThreads, 1) StreamKernel(const __grid_constant__ Params p) {
+__global__ void __launch_bounds__(kThreads, C::kMinBlocks) StreamKernel(const __grid_constant__ Params p) {
   __shared__ alignas(16) char shared[C::kSharedBytes];
   Block<C>(p, shared).Run();
 }

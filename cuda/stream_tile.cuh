@@ -18,9 +18,11 @@ struct Params : Product {
   float epsilon;
 };
 
-// kGroups groups of columns, kTokens rows of the input.
-template <typename T_, Packing kPacking_, int kGroups_, int kTokens_>
+// kGroups groups of columns, kTokens rows of the input; registers for at least kMinBlocks blocks on a
+// multiprocessor.
+template <typename T_, Packing kPacking_, int kGroups_, int kTokens_, int kMinBlocks_ = 1>
 struct Config {
+  static constexpr int kMinBlocks = kMinBlocks_;
   using T = T_;
   static constexpr bool kWiden = kPacking_ == Packing::kInt8;
   static constexpr bool kInt8Rows = kPacking_ == Packing::kInt8Activations;

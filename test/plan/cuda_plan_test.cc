@@ -133,9 +133,9 @@ void CheckMeasured() {
                                            {2048, 3072, 1024, "hopper 192x128, clusters of 1x2"},
                                            {4096, 6144, 512, "hopper 192x128, clusters of 1x2"}};
   static constexpr Measured kMeasuredInt8[] = {
-      {4096, 12288, 1, "stream 96x8"},       {4096, 12288, 32, "hopper 128x32"},
+      {4096, 12288, 1, "stream 48x8"},       {4096, 12288, 32, "hopper 128x32"},
       {4096, 12288, 64, "hopper 128x64"},    {4096, 12288, 512, "hopper 192x128"},
-      {4096, 12288, 4096, "hopper 128x256"}, {8192, 10240, 1, "stream 96x8"},
+      {4096, 12288, 4096, "hopper 128x256"}, {8192, 10240, 1, "stream 48x8"},
       {8192, 10240, 16, "stream 96x16"},     {8192, 10240, 24, "hopper 128x32"},
       {4096, 6144, 16, "stream 48x16"},      {4096, 6144, 32, "hopper 64x32"},
       {4096, 6144, 64, "hopper 64x64"},      {2048, 6144, 16, "hopper 64x16"},
