@@ -10,7 +10,7 @@
 namespace qkvgemm::support {
 
 struct Options {
-  bool list = false, quick = false, verbose = false;
+  bool list = false, quick = false, once = false, verbose = false;
   std::string filter;
   int threads = 4;
   unsigned part = 0, parts = 1;
@@ -26,6 +26,8 @@ inline bool Parse(int argc, char** argv, Options* o) {
       o->list = true;
     } else if (a == "--quick") {
       o->quick = true, o->threads = 1;
+    } else if (a == "--once") {
+      o->once = true;
     } else if (a == "--verbose") {
       o->verbose = true;
     } else if (a == "--filter" && more) {
@@ -42,7 +44,7 @@ inline bool Parse(int argc, char** argv, Options* o) {
     } else {
       std::printf(
           "unknown or incomplete argument '%s'; usage: %s [--list] [--filter SUBSTRING] [--part I/N] "
-          "[--quick] [--threads N] [--verbose] [--seed N | SEED]\n",
+          "[--quick] [--once] [--threads N] [--verbose] [--seed N | SEED]\n",
           a.c_str(), argv[0]);
       return false;
     }

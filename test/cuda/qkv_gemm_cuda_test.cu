@@ -2,10 +2,11 @@
 // poisoned outputs: every plan that serves a problem in turn, alone, repeated, back to back and in a CUDA
 // graph, with guard bytes around everything that a call may write.
 //
-//   qkvgemm_cuda_test [--list] [--filter SUBSTRING] [--part I/N] [--quick] [--threads N] [--verbose]
-//                     [--seed N | SEED]
+//   qkvgemm_cuda_test [--list] [--filter SUBSTRING] [--part I/N] [--quick] [--once] [--threads N]
+//                     [--verbose] [--seed N | SEED]
 //
-// --part: every Nth case from the Ith on, counted from 0.
+// --part: every Nth case from the Ith on, counted from 0. --once: each plan alone, for tools that make a
+// launch take a quarter of a second.
 //
 // Exits 0 if all is within bounds and also where there is no CUDA device ("skipped"), 1 if something is not,
 // 2 on a wrong argument, 3 if a kernel broke the device.
@@ -201,7 +202,7 @@ class Tester {
     if (!Succeeds("Run", run(o, packed.Data()))) return;
     Check(f, o, ArithmeticOf(p, o, plan, packing), outputs, {&packed, &scratch});
     outputs.Save(stream_);
-    if (options_.quick && !first) return;
+    if (options_.once || (options_.quick && !first)) return;
 
     // Scratch and outputs are dirty from here on, as they are in a session.
     Repeat("a second run", outputs, [&] { return run(o, packed.Data()); });
