@@ -153,10 +153,8 @@ cudaError_t PrepareHopper() {
 
 cudaError_t RunHopper(const Problem& problem, const Plan& plan, Packing packing, const Product& product,
                       cudaStream_t stream) {
-  int device = 0, multiprocessors = 0;
-  if (const cudaError_t e = cudaGetDevice(&device)) return e;
-  if (const cudaError_t e = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device))
-    return e;
+  int multiprocessors = 0;
+  if (const cudaError_t e = GetMultiprocessors(&multiprocessors)) return e;
   const Key wanted{plan.tile_columns / 64, plan.tile_rows, plan.cluster_columns * plan.cluster_rows > 1};
   Params params{product};
   params.cluster_columns = plan.cluster_columns, params.cluster_rows = plan.cluster_rows;

@@ -12,6 +12,13 @@ struct LaunchShape {
   bool dependent = false;  // may start before the kernel before it ends; it waits by griddepcontrol.wait
 };
 
+// Of the current device.
+inline cudaError_t GetMultiprocessors(int* count) {
+  int device = 0;
+  if (const cudaError_t e = cudaGetDevice(&device)) return e;
+  return cudaDeviceGetAttribute(count, cudaDevAttrMultiProcessorCount, device);
+}
+
 // Whether the current device knows programmatic dependent launch, and the code that runs there waits as it
 // must: PTX of an older architecture, compiled by the driver for a newer device, does not (WaitForPrevious).
 inline bool HasDependentLaunch() {

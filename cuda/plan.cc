@@ -247,8 +247,8 @@ double Cost(const Problem& p, const Plan& plan, Packing packing, int multiproces
 }
 
 // Few rows are read once, whatever the device. More than eight of halves rather by copies that hold no
-// registers; with weights that must be widened, by whichever costs less. What else there is goes to kTile
-// where there is no wgmma.
+// registers; with weights that must be widened, or rows that are quantised, by whichever costs less. What
+// else there is goes to kTile where there is no wgmma.
 int OrderOf(Family family, const Problem& p, Packing packing) {
   if (family == Family::kTile) return 2;
   if (QuantisesFew(p, packing) || (p.m > 8 && packing == Packing::kInt8)) return 0;

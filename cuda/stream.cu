@@ -22,11 +22,8 @@ cudaError_t RunColumns(const Plan& plan, const Params& p, cudaStream_t stream) {
       return RunConfig<Config<T, kPacking, 2, kTokens>>(p, stream);
     case 48:
       if constexpr (FitsTwice(kPacking, 48, kTokens)) {
-        int device = 0, multiprocessors = 0;
-        if (const cudaError_t e = cudaGetDevice(&device)) return e;
-        if (const cudaError_t e =
-                cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device))
-          return e;
+        int multiprocessors = 0;
+        if (const cudaError_t e = GetMultiprocessors(&multiprocessors)) return e;
         if (CeilDiv(p.n, 48) > multiprocessors)
           return RunConfig<Config<T, kPacking, 3, kTokens, 2>>(p, stream);
       }
