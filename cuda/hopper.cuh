@@ -289,8 +289,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
       Producer<C>(block).Run();
     } else if (warp > 0) {
       if constexpr (C::kMoments && !C::kStatisticsGroup)
-        if (warp <= C::kStatisticsWarps && block.TakesStatistics())
-          StatisticsInTurns<C>(block, warp - 1).Run();
+        if (block.TakesStatistics()) StatisticsInTurns<C>(block, warp - 1).Run();
       if constexpr (C::kShares)
         if (block.SharesStatistics()) SharedStatistics<C>(block).Run();
       if (C::kStaged && warp <= C::kGroups) Sender<C>(block, warp - 1).Run();

@@ -19,11 +19,7 @@ class SharedStatistics {
 
   __device__ void Run() const {
     WaitForPrevious();
-    if (p_.norm == NormType::kLayerNorm) {
-      RunFor<true>();
-    } else {
-      RunFor<false>();
-    }
+    VisitCentred(p_.norm, [this](auto centred) { RunFor<centred.value>(); });
   }
 
   // By the thread that copies them to shared memory: until those of a tile's rows are there.

@@ -18,11 +18,7 @@ class StatisticsRole {
         part_(kRowsFirst ? Lane() / kRows : Lane() % kLanes) {}
 
   __device__ void Run() const {
-    if (p_.norm == NormType::kLayerNorm) {
-      RunFor<true>();
-    } else {
-      RunFor<false>();
-    }
+    VisitCentred(p_.norm, [this](auto centred) { RunFor<centred.value>(); });
   }
 
  private:
@@ -88,10 +84,7 @@ class StatisticsRole {
       all.Merge(all.Shuffled(kRowsFirst ? apart * kRows : apart));
     const float rstd = InverseDeviation(all.squares, static_cast<float>(p_.k), p_.epsilon);
     BarrierWait(block_.StatisticsEmpty(), tiles % 2 ^ 1);
-    if (part_ == 0)
-      asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(block_.Statistics() + row_ * 8), "f"(all.mean),
-                   "f"(rstd)
-                   : "memory");
+    if (part_ == 0) block_.WriteStatistics(row_, all.mean, rstd);
     BarrierArrive(block_.StatisticsFull());
   }
 

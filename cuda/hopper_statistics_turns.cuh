@@ -15,11 +15,7 @@ class StatisticsInTurns {
       : block_(block), p_(block.p), warp_(warp), lane_(threadIdx.x % 32) {}
 
   __device__ void Run() const {
-    if (p_.norm == NormType::kLayerNorm) {
-      RunFor<true>();
-    } else {
-      RunFor<false>();
-    }
+    VisitCentred(p_.norm, [this](auto centred) { RunFor<centred.value>(); });
   }
 
  private:
@@ -115,9 +111,8 @@ class StatisticsInTurns {
         LoadVector(raw, block_.StatisticsPart(w) + row * 16);
         all.Merge({__uint_as_float(raw[0]), __uint_as_float(raw[1]), __uint_as_float(raw[2])});
       }
-      asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(block_.Statistics() + row * 8), "f"(all.mean),
-                   "f"(InverseDeviation(all.squares, static_cast<float>(p_.k), p_.epsilon))
-                   : "memory");
+      block_.WriteStatistics(row, all.mean,
+                             InverseDeviation(all.squares, static_cast<float>(p_.k), p_.epsilon));
     }
     __syncwarp();
     BarrierArrive(block_.StatisticsFull());

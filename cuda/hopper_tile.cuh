@@ -117,6 +117,16 @@ struct Ring {
   }
 };
 
+// Calls visit(std::true_type{}) where sums are centred, as LayerNorm's, else visit(std::false_type{}).
+template <typename Visit>
+__device__ __forceinline__ void VisitCentred(NormType norm, const Visit& visit) {
+  if (norm == NormType::kLayerNorm) {
+    visit(std::true_type{});
+  } else {
+    visit(std::false_type{});
+  }
+}
+
 // What all roles of a block know. Shared memory holds the stages, the statistics of a tile's rows,
 // parts of them, and barriers.
 template <typename C>
@@ -192,6 +202,12 @@ struct Block {
   __device__ __forceinline__ bool TakesStatistics() const { return C::kMoments && p.norm != NormType::kNone; }
 
   __device__ __forceinline__ bool SharesStatistics() const { return C::kShares && p.counters != nullptr; }
+
+  // By the one thread that has those of a row of the tile.
+  __device__ __forceinline__ void WriteStatistics(int row, float mean, float rstd) const {
+    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(Statistics() + row * 8), "f"(mean), "f"(rstd)
+                 : "memory");
+  }
 
   // All warps that take statistics wait for each other.
   static __device__ __forceinline__ void SyncStatistics() {
