@@ -40,11 +40,11 @@ function cpuPicture(page: string, heading: string, what: string): string {
 
 /** Cells hold microseconds; `stock graph` is the peer. */
 function cudaPicture(page: string): string {
-  const heading = '### NVIDIA H100';
+  const heading = '### NVIDIA H200';
   const tables = tablesOf(page, heading);
   const names = { fused: 'fused', 'norm + addmm': 'norm + addmm (PyTorch)', cuBLAS: "cuBLAS' product alone" };
   return speedPicture(
-    'CUDA, NVIDIA H100, float16, LayerNorm',
+    'CUDA, NVIDIA H200, float16, LayerNorm',
     `times as fast as norm + three products + three additions; above the dashed line: faster; ${measured(page, heading)}`,
     SHAPES.map((shape): Panel => {
       const table = longest(tables, `fp16, LayerNorm, ${shape}`);
@@ -75,7 +75,7 @@ export async function drawPictures(): Promise<Map<string, string>> {
       'cpu_amx.svg',
       cpuPicture(page, '### 16 threads with AMX', "times as fast as PyTorch's bfloat16 (oneDNN)"),
     ],
-    ['cuda_h100.svg', cudaPicture(page)],
+    ['cuda_h200.svg', cudaPicture(page)],
   ]);
 }
 
