@@ -2,7 +2,8 @@
 //
 // Columns of W are the rows of the matrix instruction (64 for each warpgroup) and rows of the input its
 // columns, so that a tile may have as few as 16 input rows, int8 weights can be widened in registers, and
-// what a column needs in the end is held by one thread.
+// what a column needs in the end is held by one thread. A narrow tile's last warpgroup multiplies whatever
+// lies behind its columns in shared memory, which spoils no other, and nothing of that is stored.
 //
 // One producer thread fills a ring of stages; kGroups warpgroups compute 64 columns each; the warps beside
 // the producer's take the rows' statistics where rows are few, and send on the results where they are many.
@@ -69,22 +70,25 @@ class Producer {
 
  private:
   __device__ __forceinline__ void LoadWeights(const Place& place, int kb, int stage, uint64_t policy) const {
-    const int first = block_.FirstPieceRow(place);
-    const int groups = max(0, min(C::kGroups, p_.piece_rows - first));
+    const int first = block_.FirstColumn(place), piece = first / kPieceColumns;
     const uint32_t full = block_.Full(stage);
-    BarrierExpect(full, C::kRowBytes + groups * C::kPieceBytes + (C::kWiden ? kFactorBytes : 0));
     const char* source = static_cast<const char*>(p_.weights) +
-                         (static_cast<int64_t>(first) * p_.pieces_per_row + kb) * C::kPieceBytes;
+                         (static_cast<int64_t>(piece) * p_.pieces_per_row + kb) * C::kPieceBytes;
+    const int64_t next = static_cast<int64_t>(p_.pieces_per_row) * C::kPieceBytes;
     uint32_t target = block_.Stage(stage) + C::kRowBytes;
-    if constexpr (C::kCluster) target += weights_skip_, source += weights_skip_;
-    for (int g = 0; g < groups; ++g) {
-      if constexpr (C::kCluster) {
+    int bytes = min(p_.tile_columns, p_.piece_rows * kPieceColumns - first) * C::kColumnBytes;
+    BarrierExpect(full, C::kRowBytes + bytes + (C::kWiden ? kFactorBytes : 0));
+    if constexpr (C::kCluster) {  // whole pieces
+      target += weights_skip_, source += weights_skip_;
+      for (; bytes > 0; bytes -= C::kPieceBytes, source += next, target += C::kPieceBytes)
         CopyBulkToBlocks(target, source, weights_part_, full, same_columns_, policy);
-      } else {
-        CopyBulk(target, source, C::kPieceBytes, full, policy);
+    } else {
+      int skip = first % kPieceColumns * C::kColumnBytes;
+      while (bytes > 0) {
+        const int part = min(C::kPieceBytes - skip, bytes);
+        CopyBulk(target, source + skip, part, full, policy);
+        bytes -= part, source += next, target += part, skip = 0;
       }
-      source += static_cast<int64_t>(p_.pieces_per_row) * C::kPieceBytes;
-      target += C::kPieceBytes;
     }
     if constexpr (C::kWiden)
       CopyBulk(block_.Stage(stage) + C::kFactorsAt,

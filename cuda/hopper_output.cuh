@@ -29,7 +29,7 @@ class Results {
   __device__ __forceinline__ Columns Load(const Place& place) const {
     const int column = block_.FirstColumn(place, group_) + Warp() * 16 + Lane() / 4;
     if (column >= p_.n)
-      return {};  // those that are padded are there, but not those of a tile behind the last
+      return {};  // those that are padded are there, but not those of a group behind the last
     const auto* const from = reinterpret_cast<const float4*>(p_.columns + column);
     const float4 low = __ldg(from), high = __ldg(from + 8);
     return {{low.x, low.y, low.z, 0}, {high.x, high.y, high.z, 0}};
@@ -55,8 +55,8 @@ class Results {
         if (Lane() == 0) BarrierArrive(block_.ChunkFull(group_, i));
       }
     } else {
-      const int column0 = block_.FirstColumn(place, group_);
-      if (column0 < p_.n) StoreDirectly(sums, constants, place.rows * C::kTokens, column0);
+      const int column0 = block_.FirstColumn(place, group_) + Warp() * 16, end = block_.EndColumn(place);
+      if (column0 < end) StoreDirectly(sums, constants, place.rows * C::kTokens, column0, end);
     }
     __syncwarp();
     if (Lane() == 0) BarrierArrive(block_.StatisticsEmpty());
@@ -117,10 +117,11 @@ class Results {
 
   // Each instruction stores eight neighbouring columns of four rows.
   __device__ __forceinline__ void StoreDirectly(const typename C::Accumulators& sums,
-                                                const Constants& constants, int row0, int column0) const {
-    const int t = Lane() % 4, column = column0 + Warp() * 16 + Lane() / 4;
-    const OutputColumn<T> low(p_, min(column, p_.n - 1)), high(p_, min(column + 8, p_.n - 1));
-    const bool want_low = column < p_.n && low.first, want_high = column + 8 < p_.n && high.first;
+                                                const Constants& constants, int row0, int column0,
+                                                int end) const {
+    const int t = Lane() % 4, column = column0 + Lane() / 4;
+    const OutputColumn<T> low(p_, min(column, end - 1)), high(p_, min(column + 8, end - 1));
+    const bool want_low = column < end && low.first, want_high = column + 8 < end && high.first;
 #pragma unroll
     for (int j = 0; j < C::kTokens / 8; ++j) {
       const auto* d = Sums(sums, j);

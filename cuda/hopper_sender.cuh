@@ -29,16 +29,16 @@ class Sender {
 
   // tiles: sent before. stage: where the results come, which is given back.
   __device__ __forceinline__ void Send(const Place& place, int tiles, int stage) const {
-    const int column0 = block_.FirstColumn(place, group_);
+    const int column0 = block_.FirstColumn(place, group_), end = block_.EndColumn(place);
     int split = 0;
     while (split + 1 < p_.splits && column0 >= p_.end[split]) ++split;
 #pragma unroll 1
     for (int chunk = 0; chunk < C::kChunks; ++chunk) {
       const int i = chunk % C::kPlaces, turn = tiles * C::kRounds + chunk / C::kPlaces;
       BarrierWait(block_.ChunkFull(group_, i), turn % 2);
-      if (column0 < p_.n)
+      if (column0 < end)
         SendChunk(block_.Chunk(stage, group_, i), place.rows * C::kTokens + chunk * C::kChunkRows, column0,
-                  split);
+                  end, split);
       if (Lane() == 0) BarrierArrive(block_.ChunkEmpty(group_, i));
     }
     // As who computes does. In a cluster that is not all: its blocks have one tile, and no use for the stage.
@@ -46,7 +46,8 @@ class Sender {
   }
 
   // Returns when the place has been read.
-  __device__ __forceinline__ void SendChunk(uint32_t results, int row0, int column0, int split) const {
+  __device__ __forceinline__ void SendChunk(uint32_t results, int row0, int column0, int end,
+                                            int split) const {
     if (p_.copy_stores) {
       if (Lane() == 0) {
         const int start = split ? p_.end[split - 1] : 0;
@@ -60,19 +61,19 @@ class Sender {
     for (int token = Lane() / 8; token < C::kChunkRows && row0 + token < p_.m; token += 4) {
       uint32_t v[4];
       LoadVector(v, results + token * 128 + ((Lane() % 8 ^ (token & 7)) * 16));
-      StoreElements(v, row0 + token, column0 + Lane() % 8 * 8, split);
+      StoreElements(v, row0 + token, column0 + Lane() % 8 * 8, end, split);
     }
     FenceForCopies();  // the next that writes there is the copy engine
     __syncwarp();
   }
 
   // Eight columns that need not belong to one output; the first is of `split` or behind it.
-  __device__ __forceinline__ void StoreElements(const uint32_t (&v)[4], int row, int column,
+  __device__ __forceinline__ void StoreElements(const uint32_t (&v)[4], int row, int column, int end,
                                                 int split) const {
     while (split + 1 < p_.splits && column >= p_.end[split]) ++split;
     int start = split ? p_.end[split - 1] : 0;
     if (p_.vector_stores) {
-      if (column < p_.n && p_.y[split])
+      if (column < end && p_.y[split])
         *reinterpret_cast<uint4*>(static_cast<T*>(p_.y[split]) +
                                   static_cast<int64_t>(row) * (p_.end[split] - start) + column - start) =
             uint4{v[0], v[1], v[2], v[3]};
@@ -80,7 +81,7 @@ class Sender {
     }
 #pragma unroll
     for (int e = 0; e < 8; ++e) {
-      if (column + e >= p_.n) break;
+      if (column + e >= end) break;
       if (column + e >= p_.end[split]) start = p_.end[split++];
       if (p_.y[split])
         static_cast<uint16_t*>(

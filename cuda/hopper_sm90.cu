@@ -73,9 +73,9 @@ struct Entry {
   }
   static cudaError_t Run(Params p, int multiprocessors, cudaStream_t stream) {
     p.tiles_rows = static_cast<int>(CeilDiv(p.m, C::kTokens));
-    p.tiles_columns = static_cast<int>(CeilDiv(p.piece_rows, C::kGroups));
+    p.tiles_columns = static_cast<int>(CeilDiv(p.n, p.tile_columns));
     p.evict_first = p.tiles_rows == 1;
-    p.copy_stores = C::kStaged && p.vector_stores;
+    p.copy_stores = C::kStaged && p.vector_stores && !IsNarrow(p.tile_columns);
     for (int s = 0; s + 1 < p.splits; ++s) p.copy_stores = p.copy_stores && p.end[s] % kPieceColumns == 0;
     Maps maps;
     if (const cudaError_t e = MakeMaps<C>(p, &maps)) return e;
@@ -91,7 +91,7 @@ struct Entry {
   }
 };
 
-// The tiles: columns / 64 and rows. cuda/plan.cc has the same list.
+// The tiles: columns / 64, rounded up, and rows. cuda/plan.cc has the same list.
 // clang-format off
 #define QKV_HOPPER_TILES(F)                                       \
   F(1, 16) F(2, 16) F(1, 32) F(2, 32) F(1, 64) F(2, 64) F(1, 96)  \
@@ -155,8 +155,10 @@ cudaError_t RunHopper(const Problem& problem, const Plan& plan, Packing packing,
                       cudaStream_t stream) {
   int multiprocessors = 0;
   if (const cudaError_t e = GetMultiprocessors(&multiprocessors)) return e;
-  const Key wanted{plan.tile_columns / 64, plan.tile_rows, plan.cluster_columns * plan.cluster_rows > 1};
+  const Key wanted{TileGroups(plan.tile_columns), plan.tile_rows,
+                   plan.cluster_columns * plan.cluster_rows > 1};
   Params params{product};
+  params.tile_columns = plan.tile_columns;
   params.cluster_columns = plan.cluster_columns, params.cluster_rows = plan.cluster_rows;
   params.norm = ComputesStatistics(plan) || product.counters != nullptr ? problem.norm : NormType::kNone;
   params.epsilon = problem.epsilon;

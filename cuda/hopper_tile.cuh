@@ -12,6 +12,7 @@
 namespace qkvgemm::cuda::hopper {
 
 struct Params : Product {
+  int tile_columns;
   int tiles_rows, tiles_columns;
   bool evict_first;                   // W is read once
   bool copy_stores;                   // the copy engine writes the results, through Maps::y
@@ -31,7 +32,7 @@ constexpr int ChunkRows(int rows) {
   return rows / chunks;
 }
 
-// kGroups * 64 columns and kTokens rows.
+// Up to kGroups * 64 columns and kTokens rows.
 template <typename T_, Packing kPacking_, int kGroups_, int kTokens_, bool kCluster_ = false>
 struct Config {
   static constexpr bool kCluster = kCluster_;
@@ -69,7 +70,7 @@ struct Config {
   static constexpr int kReaders = kWiden ? 4 : 1;
 #endif
 
-  static constexpr int kPieceBytes = kWiden ? 4096 : 8192;
+  static constexpr int kPieceBytes = kWiden ? 4096 : 8192, kColumnBytes = kPieceBytes / kPieceColumns;
   static constexpr int kPieceDepth = ::qkvgemm::cuda::PieceDepth(kPacking_);
   static constexpr int kRowBytes = kTokens * 128;
   static constexpr int kFactorsAt = kRowBytes + kGroups * kPieceBytes;
@@ -192,11 +193,12 @@ struct Block {
     BarrierInitFence();
   }
 
-  __device__ __forceinline__ int FirstPieceRow(const Place& place) const {
-    return place.columns * C::kGroups;
+  __device__ __forceinline__ int FirstColumn(const Place& place, int group = 0) const {
+    return place.columns * p.tile_columns + group * kPieceColumns;
   }
-  __device__ __forceinline__ int FirstColumn(const Place& place, int group) const {
-    return (FirstPieceRow(place) + group) * kPieceColumns;
+  // Behind the last that a tile writes.
+  __device__ __forceinline__ int EndColumn(const Place& place) const {
+    return min(FirstColumn(place) + p.tile_columns, p.n);
   }
   __device__ __forceinline__ int Tiles() const { return p.tiles_rows * p.tiles_columns; }
   __device__ __forceinline__ bool TakesStatistics() const { return C::kMoments && p.norm != NormType::kNone; }

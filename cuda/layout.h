@@ -83,7 +83,13 @@ constexpr int kSharingWarps = 3;  // of a block
 // Rows of a Hopper tile up to which it takes their statistics itself.
 constexpr int kMostMomentRows = 32;
 
-// Columns / 64 and rows of the Hopper tiles; widened weights leave the two largest no registers.
+// Groups of 64 columns of a Hopper tile. In a narrow one the last is not whole, but a multiple of 16: of few
+// rows, where nothing waits for what is multiplied in vain.
+constexpr int TileGroups(int columns) { return static_cast<int>(CeilDiv(columns, kPieceColumns)); }
+constexpr bool IsNarrow(int columns) { return columns % kPieceColumns != 0; }
+constexpr bool MayBeNarrow(Packing packing, int rows) { return packing == Packing::kHalf && rows <= 64; }
+
+// Groups and rows of the Hopper tiles; widened weights leave the two largest no registers.
 constexpr bool HasHopperTile(Packing packing, int groups, int rows) {
   return packing != Packing::kInt8 || groups < 3 || rows < 192;
 }

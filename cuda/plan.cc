@@ -41,8 +41,10 @@ constexpr Tile kTiles[] = {
     {Family::kStream, 96, 1},    {Family::kStream, 16, 8},    {Family::kStream, 32, 8},
     {Family::kStream, 48, 8},    {Family::kStream, 96, 8},    {Family::kStream, 16, 16},
     {Family::kStream, 32, 16},   {Family::kStream, 48, 16},   {Family::kStream, 96, 16},
-    {Family::kHopper, 64, 16},   {Family::kHopper, 128, 16},  {Family::kHopper, 64, 32},
-    {Family::kHopper, 128, 32},  {Family::kHopper, 64, 64},   {Family::kHopper, 128, 64},
+    {Family::kHopper, 64, 16},   {Family::kHopper, 80, 16},   {Family::kHopper, 96, 16},
+    {Family::kHopper, 128, 16},  {Family::kHopper, 64, 32},   {Family::kHopper, 80, 32},
+    {Family::kHopper, 96, 32},   {Family::kHopper, 128, 32},  {Family::kHopper, 64, 64},
+    {Family::kHopper, 80, 64},   {Family::kHopper, 96, 64},   {Family::kHopper, 128, 64},
     {Family::kHopper, 64, 96},   {Family::kHopper, 128, 96},  {Family::kHopper, 128, 128},
     {Family::kHopper, 192, 128}, {Family::kHopper, 192, 192}, {Family::kHopper, 128, 256},
     {Family::kHopper, 192, 256}, {Family::kTile, 64, 32},     {Family::kTile, 64, 64},
@@ -75,10 +77,10 @@ double RowBytes(Packing packing) {
 // Products that matrix units form in a cycle of a multiprocessor, relative to those of halves.
 double MatrixRate(Packing packing) { return 2 / RowBytes(packing); }
 
-// Tiles of 64 columns whose few rows have a warpgroup for their statistics, and leave from registers. (So do
-// those of 128 columns; what they gain does not show where W takes most of the time.)
+// Tiles of up to 96 columns whose few rows have a warpgroup for their statistics, and leave from registers.
+// (So do those of 128 columns; what they gain does not show where W takes most of the time.)
 bool FewHalves(const Plan& plan, Packing packing) {
-  return packing == Packing::kHalf && plan.tile_columns == 64 && plan.tile_rows <= kMostMomentRows;
+  return packing == Packing::kHalf && plan.tile_columns < 128 && plan.tile_rows <= kMostMomentRows;
 }
 
 // Cycles that a tile's matrix instructions or its loads take (48 bytes each, as measured on an H200: that
@@ -88,7 +90,7 @@ bool FewHalves(const Plan& plan, Packing packing) {
 // 192 x 128 within a tenth).
 double TileCycles(const Problem& p, const Plan& plan, Packing packing) {
   const auto depth = static_cast<double>(RoundUp(p.k, PieceDepth(packing)));
-  const double size = static_cast<double>(plan.tile_columns) * plan.tile_rows;
+  const double size = static_cast<double>(TileGroups(plan.tile_columns)) * kPieceColumns * plan.tile_rows;
   const double compute = depth * size / (2048.0 * MatrixRate(packing));
   const double load =
       depth * (ColumnBytes(packing) * plan.tile_columns + RowBytes(packing) * plan.tile_rows) / 48.0;
@@ -97,6 +99,14 @@ double TileCycles(const Problem& p, const Plan& plan, Packing packing) {
   if (ComputesStatistics(plan) && !FewHalves(plan, packing))
     statistics = depth * (widened && p.m <= plan.tile_rows ? 1.5 : plan.tile_rows / 8.0);
   return std::max(compute, load + statistics) + (widened ? compute / 2 : 0);
+}
+
+// Whether few rows of halves have columns enough for all multiprocessors in tiles of 80 or 96, one for each,
+// but too many for tiles of 64; those of 128 would leave up to half of the device out (H100: N = 12288 and
+// 10240, up to a tenth faster. Elsewhere they are slower than tiles of whole groups).
+bool NarrowFits(const Problem& p, int columns, int multiprocessors) {
+  return IsNarrow(columns) && CeilDiv(p.n, columns) <= multiprocessors &&
+         CeilDiv(p.n, kPieceColumns) > multiprocessors;
 }
 
 // Nine to 16 rows of int8, which kHopper or kStream serves best.
@@ -140,6 +150,8 @@ double HopperCost(const Problem& p, const Plan& plan, Packing packing, int multi
   double factor = largest && packing != Packing::kHalf ? 1.03 : 1.0;
   if (plan.tile_rows == 96) factor = 1.12;
   if (plan.tile_rows == 192) factor = 1.05;
+  if (IsNarrow(plan.tile_columns))
+    factor = row_tiles == 1 && NarrowFits(p, plan.tile_columns, multiprocessors) ? 0.93 : 1.5;
   // Each tile of rows widens all weights again.
   if (packing == Packing::kInt8 && ComputesStatistics(plan)) factor *= 1 + 0.05 * (row_tiles - 1);
   if (packing == Packing::kHalf && plan.tile_rows <= kMostMomentRows) factor *= 1 + 0.12 * (row_tiles - 1);
@@ -175,8 +187,9 @@ bool MayCluster(const Problem& p, const Tile& tile, Packing packing, Cluster clu
   // A part of a device (MIG, MPS) need not have so many multiprocessors together, and the launch would fail.
   if (multiprocessors < kWholeDevice) return false;
   const int64_t columns = CeilDiv(p.n, tile.columns), rows = CeilDiv(p.m, tile.rows);
-  return tile.family == Family::kHopper && HasClusterTile(packing, tile.columns / kPieceColumns, tile.rows) &&
-         columns % cluster.columns == 0 && rows % cluster.rows == 0 &&
+  return tile.family == Family::kHopper && !IsNarrow(tile.columns) &&
+         HasClusterTile(packing, tile.columns / kPieceColumns, tile.rows) && columns % cluster.columns == 0 &&
+         rows % cluster.rows == 0 &&
          columns * rows <= (size == 4 ? multiprocessors * 3 / 4 : multiprocessors);
 }
 
@@ -188,12 +201,8 @@ bool MayShare(const Problem& p, const Tile& tile, Rows rows) {
 
 // Whether shared statistics are there by the ends of the tiles that need them: three warps of each block take
 // a few rows in 4500 cycles, longer ones in more; the first tiles lie in eight rows of tiles. Where they are
-// not, a kernel before the product is faster; so it is where W takes longest, which is on its way meanwhile.
+// not, a kernel before the product is faster.
 bool SharesInTime(const Problem& p, const Plan& plan, Packing packing, int multiprocessors) {
-  if (p.m <= plan.tile_rows) {
-    const auto [multiply, memory] = HopperCycles(p, plan, packing, multiprocessors);
-    if (memory > multiply) return false;
-  }
   const int64_t tiles = CeilDiv(p.n, plan.tile_columns) * CeilDiv(p.m, plan.tile_rows);
   const int64_t warps = kSharingWarps * std::min<int64_t>(tiles, multiprocessors);
   const int64_t at_once = warps * SharedRows(p.k, p.m, warps);
@@ -247,12 +256,13 @@ double Cost(const Problem& p, const Plan& plan, Packing packing, int multiproces
 }
 
 // Few rows are read once, whatever the device. More than eight of halves rather by copies that hold no
-// registers; with weights that must be widened, or rows that are quantised, by whichever costs less. What
-// else there is goes to kTile where there is no wgmma.
-int OrderOf(Family family, const Problem& p, Packing packing) {
+// registers, and so are fewer where narrow tiles fit; with weights that must be widened, or rows that are
+// quantised, by whichever costs less. What else there is goes to kTile where there is no wgmma.
+int OrderOf(Family family, const Problem& p, Packing packing, int multiprocessors) {
   if (family == Family::kTile) return 2;
   if (QuantisesFew(p, packing) || (p.m > 8 && packing == Packing::kInt8)) return 0;
-  const Family first = p.m > 8 && packing == Packing::kHalf ? Family::kHopper : Family::kStream;
+  const bool copied = p.m > 8 || NarrowFits(p, 80, multiprocessors) || NarrowFits(p, 96, multiprocessors);
+  const Family first = copied && packing == Packing::kHalf ? Family::kHopper : Family::kStream;
   return family == first ? 0 : 1;
 }
 
@@ -297,9 +307,10 @@ bool Serves(const Plan& plan, const Problem& p, const Device& device, Packing pa
            (!plan.shares || MayShare(p, tile, plan.rows)) &&
            MayCluster(p, tile, packing, cluster, device.multiprocessors);
   });
-  if (plan.family == Family::kHopper &&
-      !HasHopperTile(packing, plan.tile_columns / kPieceColumns, plan.tile_rows))
-    return false;
+  if (plan.family == Family::kHopper) {
+    if (!HasHopperTile(packing, TileGroups(plan.tile_columns), plan.tile_rows)) return false;
+    if (IsNarrow(plan.tile_columns) && !MayBeNarrow(packing, plan.tile_rows)) return false;
+  }
   return there && ServesRows(plan, p, packing) && ServesDevice(plan, device);
 }
 
@@ -320,7 +331,8 @@ std::vector<Plan> Candidates(const Problem& p, const Device& device, Packing pac
         plans.push_back(plan);
       }
     std::ranges::stable_sort(plans, {}, [&](const Plan& plan) {
-      return std::pair(OrderOf(plan.family, p, packing), Cost(p, plan, packing, device.multiprocessors));
+      return std::pair(OrderOf(plan.family, p, packing, device.multiprocessors),
+                       Cost(p, plan, packing, device.multiprocessors));
     });
   }
   plans.push_back(Plan{});

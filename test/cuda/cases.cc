@@ -28,6 +28,7 @@ class Builder {
     ZeroRows();
     Large();
     Clusters();
+    Narrow();
     return std::move(cases_);
   }
 
@@ -108,6 +109,22 @@ class Builder {
       for (int64_t m : {33, 64, 96, 100, 128, 190, 255, 384, 500})
         for (int64_t n : {200, 400, 512, 700, 768, 1024})
           Vary(Add("clusters", m, Pick(ks), n, t, WeightType(t)));
+  }
+
+  // Tiles whose last group of columns is not whole (cuda/plan.cc), with outputs of which 16 bytes at a time
+  // are stored, and which such tiles cut anywhere.
+  void Narrow() {
+    const int64_t ks[] = {8, 64, 72, 136, 520, 1000, 3000};
+    for (DType t : {DType::kFloat16, DType::kBFloat16})
+      for (int64_t m : {9, 16, 31, 64, 90})
+        for (int64_t n : {40, 80, 144, 240, 300, 480}) {
+          CudaCase& added = Add("narrow", m, Pick(ks), n, t, WeightType(t));
+          Vary(added);
+          added.c.p.activation_quant = added.c.p.tw == DType::kInt8 && Coin();
+          const int64_t first = n / 24 * 8;
+          added.c.splits = {first, n - first};
+          added.input_aligned = added.outputs_aligned = true, added.unwanted = 0;
+        }
   }
 
   void Types() {

@@ -106,10 +106,17 @@ void CheckMeasured() {
     int64_t k, n, m;
     const char* best;
   };
-  static constexpr Measured kMeasured[] = {{4096, 12288, 1, "stream 48x8"},
-                                           {4096, 12288, 16, "hopper 128x16"},
-                                           {4096, 12288, 32, "hopper 128x64, clusters of 4x1"},
-                                           {4096, 12288, 64, "hopper 128x64, clusters of 4x1"},
+  static constexpr Measured kMeasured[] = {{4096, 12288, 1, "hopper 96x16"},
+                                           {4096, 12288, 16, "hopper 96x16"},
+                                           {4096, 12288, 32, "hopper 96x32"},
+                                           {4096, 12288, 64, "hopper 96x64"},
+                                           {8192, 10240, 8, "hopper 80x16"},
+                                           {8192, 10240, 32, "hopper 80x32"},
+                                           {8192, 10240, 64, "hopper 80x64"},
+                                           {4096, 6144, 1, "stream 48x8"},
+                                           {4096, 6144, 16, "hopper 64x16"},
+                                           {2560, 7680, 16, "hopper 64x16"},
+                                           {5120, 7168, 16, "hopper 64x16"},
                                            {4096, 12288, 128, "hopper 128x128, clusters of 4x1"},
                                            {4096, 12288, 256, "hopper 192x128, clusters of 1x2"},
                                            {4096, 12288, 512, "hopper 192x256"},
@@ -150,8 +157,8 @@ void CheckMeasured() {
       {768, 2304, 1024, "yes"},  {768, 2304, 2048, "yes"},   {768, 2304, 4096, "yes"},
       {1024, 3072, 512, "yes"},  {1024, 3072, 1024, "yes"},  {2048, 3072, 256, "yes"},
       {2048, 3072, 1024, "yes"}, {4096, 6144, 512, "yes"},   {4096, 12288, 128, "yes"},
-      {4096, 12288, 512, "yes"}, {4096, 12288, 4096, "yes"}, {4096, 12288, 64, "no"},
-      {8192, 10240, 32, "no"},   {4096, 6144, 64, "yes"},    {2048, 3072, 64, "yes"}};
+      {4096, 12288, 512, "yes"}, {4096, 12288, 4096, "yes"}, {4096, 12288, 64, "yes"},
+      {8192, 10240, 64, "yes"},  {4096, 6144, 64, "yes"},    {2048, 3072, 64, "yes"}};
   const auto plan_of = [](const Measured& measured, DType tw = DType::kFloat16) {
     Problem p;
     p.k = measured.k, p.n = measured.n, p.m = measured.m;
@@ -214,12 +221,30 @@ void CheckRefused() {
     plan.cluster_columns = columns, plan.cluster_rows = rows;
     refuse(plan, "a cluster with tiles that are not there");
   }
-  for (const auto& [columns, rows] : std::initializer_list<std::pair<int, int>>{
-           {0, 64}, {128, 0}, {128, 65}, {127, 64}, {-128, -64}, {256, 256}, {64, 128}}) {
+  for (const auto& [columns, rows] : std::initializer_list<std::pair<int, int>>{{0, 64},
+                                                                                {128, 0},
+                                                                                {128, 65},
+                                                                                {127, 64},
+                                                                                {-128, -64},
+                                                                                {256, 256},
+                                                                                {64, 128},
+                                                                                {96, 96},
+                                                                                {48, 64},
+                                                                                {112, 16}}) {
     Plan plan = good;
     plan.tile_columns = columns, plan.tile_rows = rows;
     refuse(plan, "a tile that no kernel has");
   }
+  Plan narrow = good;
+  narrow.tile_columns = 96;
+  Expect(Serves(narrow, p, device, Packing::kHalf, true), "a narrow tile is refused", p, device,
+         Packing::kHalf, true, narrow);
+  Problem widened = p;
+  widened.tw = DType::kInt8, widened.scale_layout = ScaleLayout::kColumnGroups, widened.scale_groups = p.n;
+  Expect(!Serves(narrow, widened, device, Packing::kInt8, true), "a narrow tile of int8 weights", widened,
+         device, Packing::kInt8, true, narrow);
+  narrow.cluster_columns = 4;
+  refuse(narrow, "a cluster of narrow tiles");
   Plan few = good;
   few.tile_rows = 32, few.shares = true;
   refuse(few, "shared statistics of tiles that take them themselves");
