@@ -1,11 +1,12 @@
 """The fused CUDA kernels against PyTorch's on this machine's GPU: verified first, then timed by graph replay.
 
     cmake -S . -B build -DQKVGEMM_CUDA=ON && cmake --build build --target qkvgemm_cuda_abi
-    python3 scripts/bench_cuda.py --k 4096 --n 12288 --dtype float16 --m 1 8 64 512 4096
-    python3 scripts/bench_cuda.py --k 4096 --n 12288 --int8 --plans --table
+    python3 scripts/bench_cuda.py --shapes 4096x12288 768x2304 --dtype float16 --m 1 8 64 512 4096
+    python3 scripts/bench_cuda.py --int8 --plans --best 5 --table
 """
 
 import argparse
+import re
 import sys
 
 import torch
@@ -137,17 +138,23 @@ def peers(args, weights, x):
         return [torch.add(torch.mm(v, w), b) for w, b in zip(parts, weights.biases)]
 
     timed = {
-        "mm": Timed([lambda w=w: torch.mm(h, w, out=y) for w in weights.peers]),
-        "addmm": Timed([lambda w=w: torch.addmm(weights.bias, h, w, out=y) for w in weights.peers]),
-        "norm+addmm": Timed(
+        "cuBLAS": Timed([lambda w=w: torch.mm(h, w, out=y) for w in weights.peers]),
+        "cuBLAS + bias": Timed([lambda w=w: torch.addmm(weights.bias, h, w, out=y) for w in weights.peers]),
+        "norm + addmm": Timed(
             [lambda w=w: torch.addmm(weights.bias, normalised(args, weights, x), w, out=y) for w in weights.peers]
         ),
         "stock graph": Timed([lambda p=p: stock_graph(p) for p in all_parts]),
     }
     compiled = compiled_peer(args, weights, x) if not args.no_compile else None
     if compiled is not None:
-        timed["compiled"] = compiled
+        timed["torch.compile"] = compiled
     return timed
+
+
+def short(plan):
+    """A plan's name as tables have it: family, columns x rows of a tile, tiles of a cluster."""
+    name = re.sub(r", rows \w+|, shared statistics", "", plan).replace(", clusters of", ",")
+    return re.sub(r"(\d)x(\d)", r"\1 x \2", name)
 
 
 def measure(args, lib, op, weights, packed, m, bandwidth):
@@ -165,27 +172,32 @@ def measure(args, lib, op, weights, packed, m, bandwidth):
         error, good = verify(args, weights, x, calls[0], outputs)
         plans[name] = error, good
         timed[f"fused {name}"] = Timed(calls)
-    cuda_timing.race(timed, args.rounds)
+    cuda_timing.race(timed, args.rounds, args.milliseconds * 1e3)
     w = weights.fused[0]
     moved = w.numel() * w.element_size() + (m * args.k + m * args.n) * x.element_size()
-    others = {name: t for name, t in timed.items() if not name.startswith("fused ")}
+    others = {name: t.median() for name, t in timed.items() if not name.startswith("fused ")}
+    empty = others.pop("empty")
     for name, (error, good) in plans.items():
         t = timed[f"fused {name}"]
         us = t.median()
-        line = {"M": str(m), "fused": f"{us:.2f}", "p10-p90": "{:.2f}-{:.2f}".format(*t.spread())}
-        line |= {peer: f"{p.median():.2f}" for peer, p in others.items()}
+        line = {"M": str(m), "tile": short(name) if args.table and args.plans is None else name, "fused": f"{us:.2f}"}
+        line["P10-P90"] = "{:.2f}-{:.2f}".format(*t.spread())
+        line |= {peer: f"{time:.2f}" for peer, time in others.items()}
         if not args.no_compile:
-            line.setdefault("compiled", "-")
-        line["fused/mm"] = f"{us / timed['mm'].median():.3f}"
-        line["fused/addmm"] = f"{us / timed['addmm'].median():.3f}"
-        line["fused/floor"] = f"{us / (moved / bandwidth):.2f}"
+            line.setdefault("torch.compile", "-")
+        line["fused - empty"] = f"{us - empty:.2f}"
+        line["fused / cuBLAS"] = f"{us / others['cuBLAS']:.3f}"
+        line["fused / (cuBLAS + bias)"] = f"{us / others['cuBLAS + bias']:.3f}"
+        line["fused / floor"] = f"{us / (moved / bandwidth):.2f}"
         line["TFLOP/s"] = f"{2 * m * args.k * args.n / us / 1e6:.1f}"
-        line["error/unfused"] = f"{error:.3f}" + ("" if good else " WRONG")
-        line["plan"] = name
+        line["error / unfused"] = f"{error:.3f}" + ("" if good else " WRONG")
         lines.append(line)
     if args.plans is not None:
-        lines.sort(key=lambda line: float(line["fused"]))
-    medians = {name: t.median() for name, t in others.items()} | {"fused": min(float(line["fused"]) for line in lines)}
+        chosen = lines[0]
+        lines = sorted(lines, key=lambda line: float(line["fused"]))[: args.best]
+        if chosen not in lines:
+            lines.append(chosen)
+    medians = others | {"empty": empty, "fused": min(float(line["fused"]) for line in lines)}
     return lines, medians, all(good for _, good in plans.values())
 
 
@@ -197,7 +209,7 @@ def show(lines, markdown, headed):
         for line in lines:
             print("| " + " | ".join(line.values()) + " |", flush=True)
         return
-    widths = {name: max(len(name), 11) for name in lines[0]}
+    widths = {name: max(len(name), *(len(line[name]) for line in lines)) for name in lines[0]}
     if not headed:
         print("  ".join(name.rjust(widths[name]) for name in lines[0]))
     for line in lines:
@@ -207,8 +219,7 @@ def show(lines, markdown, headed):
 def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lib", default="build/libqkvgemm_cuda_abi.so", help="the built library")
-    parser.add_argument("--k", type=int, default=4096)
-    parser.add_argument("--n", type=int, default=12288)
+    parser.add_argument("--shapes", nargs="+", default=["4096x12288"], metavar="KxN", help="sizes of W")
     parser.add_argument("--m", type=int, nargs="+", help="rows (default 1 8 16 64 256 512 4096)")
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float16")
     parser.add_argument("--norm", choices=list(cuda_op.NORMS), default="layer_norm")
@@ -218,8 +229,12 @@ def parse():
     parser.add_argument(
         "--plans", nargs="?", const="", metavar="TEXT", help="also time each plan whose name has the text; best first"
     )
+    parser.add_argument("--best", type=int, help="of those, print so many and the one that is chosen")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--rounds", type=int, default=11, help="how often each graph is timed, in turn")
+    parser.add_argument(
+        "--milliseconds", type=float, default=50, help="how long each time, after three times as long of itself"
+    )
     parser.add_argument("--table", action="store_true", help="print a markdown table")
     parser.add_argument("--svg", metavar="FILE", help="plot the times there; rows are 1 to 8192 in powers of two by default")
     parser.add_argument("--seed", type=int, default=1)
@@ -228,17 +243,18 @@ def parse():
         args.m = [1 << i for i in range(14)] if args.svg else [1, 8, 16, 64, 256, 512, 4096]
     if args.activation_quant and not args.int8:
         parser.error("--activation-quant needs --int8")
+    if args.svg and len(args.shapes) > 1:
+        parser.error("--svg plots one shape")
+    for shape in args.shapes:
+        if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", shape):
+            parser.error(f"--shapes: expected KxN, found '{shape}'")
     return args
 
 
-def main():
-    args = parse()
-    if not torch.cuda.is_available():
-        print("skipped: no CUDA device")
-        return 0
+def bench(args, lib, shape, bandwidth):
+    """The table of one shape; whether all results were right."""
+    args.k, args.n = map(int, shape.split("x"))
     dtype = getattr(torch, args.dtype)
-    torch.backends.cuda.matmul.allow_tf32 = True  # as ONNX Runtime's CUDA provider does, and the fused form
-    lib = cuda_op.load(args.lib)
     weights = Weights(args, dtype)
     op = cuda_op.Op(
         lib,
@@ -253,10 +269,9 @@ def main():
     )
     packed = [op.pack(weights.operands(w)) for w in weights.fused]
     torch.cuda.synchronize()
-    bandwidth = cuda_timing.copy_bandwidth()
     kind = ("int8 x int8" if args.activation_quant else "int8") if args.int8 else args.dtype
     print(
-        f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, copy {bandwidth / 1e6:.2f} TB/s; K={args.k} "
+        f"\n{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, copy {bandwidth / 1e6:.2f} TB/s; K={args.k} "
         f"N={args.n} {args.dtype}, weights {kind}, {args.norm}, {len(weights.fused)} copies of W; microseconds, median "
         f"of {args.rounds} rounds\n",
         flush=True,
@@ -272,7 +287,18 @@ def main():
         with open(args.svg, "w", encoding="utf-8") as file:
             file.write(cuda_plot.svg(f"K={args.k} N={args.n} {kind} {args.norm}", args.m, series))
         print(f"\nwrote {args.svg}")
-    return 0 if good else 1
+    return good
+
+
+def main():
+    args = parse()
+    if not torch.cuda.is_available():
+        print("skipped: no CUDA device")
+        return 0
+    torch.backends.cuda.matmul.allow_tf32 = True  # as ONNX Runtime's CUDA provider does, and the fused form
+    lib = cuda_op.load(args.lib)
+    bandwidth = cuda_timing.copy_bandwidth()
+    return 0 if all([bench(args, lib, shape, bandwidth) for shape in args.shapes]) else 1
 
 
 if __name__ == "__main__":

@@ -59,19 +59,18 @@ class Timed:
 
 # A device at its power limit runs a kernel up to 15 % faster for 30 to 80 ms after one that drew less, and then by turns
 # faster and slower by as much. So each graph is replayed for a while before it is timed, whichever came before, and then
-# for long enough to see the mean.
-SETTLE_MICROSECONDS = 150e3
-TIMED_MICROSECONDS = 50e3
+# for long enough to see the mean: 150 and 50 milliseconds. With few rows, which draw less, a few will do.
+SETTLING = 3  # times as long as it is timed
 
 
-def race(timed, rounds, seed=1):
-    """Times each of the dict's graphs once a round, settled, in an order that is drawn anew for each round."""
+def race(timed, rounds, microseconds=50e3, seed=1):
+    """Times each of the dict's graphs once a round for so long, settled, in an order that is drawn anew for each round."""
     graphs = list(timed.values())
     for graph in graphs:
         graph.once()
         replay = graph.times[0] * graph.count
-        graph.settling = max(1, int(SETTLE_MICROSECONDS / replay))
-        graph.replays = max(1, int(TIMED_MICROSECONDS / replay))
+        graph.settling = max(1, int(SETTLING * microseconds / replay))
+        graph.replays = max(1, int(microseconds / replay))
         graph.times.clear()
     order = random.Random(seed)
     for _ in range(rounds):
