@@ -281,6 +281,7 @@ void CudaKernel::PackConstants(const OrtKernelInfo* info) {
   if (!ConstantProblem(info, &problem, &only_split)) return;
   packing_ = cuda::ChoosePacking(problem, device_);
   if (packing_ == cuda::Packing::kNone) return;
+  const RelaxedCapture relaxed;  // another session's stream may be captured meanwhile
   Check(cudaDeviceSynchronize(), ordinal_, "waiting for the weights");  // whichever stream brings them
   const CreationStream stream(ordinal_);
   const void* data[kInputCount] = {};

@@ -2,7 +2,8 @@
 
     cmake -S . -B build -DQKVGEMM_CUDA=ON && cmake --build build --target qkvgemm_cuda_abi
     python3 scripts/bench_cuda.py --shapes 4096x12288 768x2304 --dtype float16 --m 1 8 64 512 4096
-    python3 scripts/bench_cuda.py --int8 --plans --best 5 --table
+    python3 scripts/bench_cuda.py --int8 --plans --best 5
+    python3 scripts/bench_cuda.py --page --rounds 3  # all tables of BENCHMARKS.md, in six minutes
 """
 
 import argparse
@@ -12,7 +13,7 @@ import sys
 import torch
 import torch.nn.functional as F
 
-from bench import cuda_op, cuda_plot, cuda_timing
+from bench import cuda_op, cuda_page, cuda_plot, cuda_timing
 from bench.cuda_timing import Timed
 
 # In the mean over a whole result the fused form may lose this much more than the unfused one: room for chance alone.
@@ -145,7 +146,8 @@ def peers(args, weights, x):
         ),
         "stock graph": Timed([lambda p=p: stock_graph(p) for p in all_parts]),
     }
-    compiled = compiled_peer(args, weights, x) if not args.no_compile else None
+    wanted = not args.no_compile and (args.compiled is None or x.shape[0] in args.compiled)
+    compiled = compiled_peer(args, weights, x) if wanted else None
     if compiled is not None:
         timed["torch.compile"] = compiled
     return timed
@@ -172,7 +174,9 @@ def measure(args, lib, op, weights, packed, m, bandwidth):
         error, good = verify(args, weights, x, calls[0], outputs)
         plans[name] = error, good
         timed[f"fused {name}"] = Timed(calls)
-    cuda_timing.race(timed, args.rounds, args.milliseconds * 1e3)
+    # With few rows no device is at its power limit.
+    milliseconds = args.milliseconds or (15 if m <= 64 else 50)
+    cuda_timing.race(timed, args.rounds, milliseconds * 1e3)
     w = weights.fused[0]
     moved = w.numel() * w.element_size() + (m * args.k + m * args.n) * x.element_size()
     others = {name: t.median() for name, t in timed.items() if not name.startswith("fused ")}
@@ -233,10 +237,13 @@ def parse():
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--rounds", type=int, default=11, help="how often each graph is timed, in turn")
     parser.add_argument(
-        "--milliseconds", type=float, default=50, help="how long each time, after three times as long of itself"
+        "--milliseconds",
+        type=float,
+        help="how long each time, after three times as long of itself (15 up to 64 rows, else 50)",
     )
     parser.add_argument("--table", action="store_true", help="print a markdown table")
     parser.add_argument("--svg", metavar="FILE", help="plot the times there; rows are 1 to 8192 in powers of two by default")
+    parser.add_argument("--page", action="store_true", help="print all tables of BENCHMARKS.md instead")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     if args.m is None:
@@ -245,15 +252,16 @@ def parse():
         parser.error("--activation-quant needs --int8")
     if args.svg and len(args.shapes) > 1:
         parser.error("--svg plots one shape")
+    args.compiled = None  # rows for which torch.compile is a peer: all
     for shape in args.shapes:
         if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", shape):
             parser.error(f"--shapes: expected KxN, found '{shape}'")
     return args
 
 
-def bench(args, lib, shape, bandwidth):
+def bench(args, lib, bandwidth):
     """The table of one shape; whether all results were right."""
-    args.k, args.n = map(int, shape.split("x"))
+    args.k, args.n = map(int, args.shape.split("x"))
     dtype = getattr(torch, args.dtype)
     weights = Weights(args, dtype)
     op = cuda_op.Op(
@@ -298,7 +306,12 @@ def main():
     torch.backends.cuda.matmul.allow_tf32 = True  # as ONNX Runtime's CUDA provider does, and the fused form
     lib = cuda_op.load(args.lib)
     bandwidth = cuda_timing.copy_bandwidth()
-    return 0 if all([bench(args, lib, shape, bandwidth) for shape in args.shapes]) else 1
+    tables = cuda_page.TABLES if args.page else [{"shape": shape} for shape in args.shapes]
+    if args.page:
+        # The first is plotted.
+        tables = [table | {"table": True, "svg": args.svg if i == 0 else None} for i, table in enumerate(tables)]
+    good = [bench(argparse.Namespace(**vars(args) | table), lib, bandwidth) for table in tables]
+    return 0 if all(good) else 1
 
 
 if __name__ == "__main__":
