@@ -91,7 +91,8 @@ struct Entry {
   }
 };
 
-// The tiles: columns / 64, rounded up, and rows. cuda/plan.cc has the same list.
+// The tiles: groups of 64 columns, and rows. cuda/plan.cc has the same list, and narrow ones, which are
+// served by the kernel of as many groups.
 // clang-format off
 #define QKV_HOPPER_TILES(F)                                       \
   F(1, 16) F(2, 16) F(1, 32) F(2, 32) F(1, 64) F(2, 64) F(1, 96)  \

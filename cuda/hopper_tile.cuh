@@ -12,7 +12,7 @@
 namespace qkvgemm::cuda::hopper {
 
 struct Params : Product {
-  int tile_columns;
+  int tile_columns;  // of narrow tiles not a multiple of 64
   int tiles_rows, tiles_columns;
   bool evict_first;                   // W is read once
   bool copy_stores;                   // the copy engine writes the results, through Maps::y

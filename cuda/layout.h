@@ -83,8 +83,8 @@ constexpr int kSharingWarps = 3;  // of a block
 // Rows of a Hopper tile up to which it takes their statistics itself.
 constexpr int kMostMomentRows = 32;
 
-// Groups of 64 columns of a Hopper tile. In a narrow one the last is not whole, but a multiple of 16: of few
-// rows, where nothing waits for what is multiplied in vain.
+// Groups of 64 columns of a Hopper tile. In a narrow one the last is not whole, but a multiple of 16; for up
+// to 64 rows, whose wasted products are hidden behind memory.
 constexpr int TileGroups(int columns) { return static_cast<int>(CeilDiv(columns, kPieceColumns)); }
 constexpr bool IsNarrow(int columns) { return columns % kPieceColumns != 0; }
 constexpr bool MayBeNarrow(Packing packing, int rows) { return packing == Packing::kHalf && rows <= 64; }

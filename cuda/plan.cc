@@ -50,6 +50,9 @@ constexpr Tile kTiles[] = {
     {Family::kHopper, 192, 256}, {Family::kTile, 64, 32},     {Family::kTile, 64, 64},
     {Family::kTile, 128, 64},    {Family::kTile, 128, 128}};
 
+// Parts of pieces keep their swizzle, and are whole 16 columns of a warp.
+static_assert(std::ranges::all_of(kTiles, [](const Tile& tile) { return tile.columns % 16 == 0; }));
+
 // Clusters of blocks: tiles along the columns and the rows.
 struct Cluster {
   int columns, rows;
@@ -101,12 +104,13 @@ double TileCycles(const Problem& p, const Plan& plan, Packing packing) {
   return std::max(compute, load + statistics) + (widened ? compute / 2 : 0);
 }
 
-// Whether few rows of halves have columns enough for all multiprocessors in tiles of 80 or 96, one for each,
-// but too many for tiles of 64; those of 128 would leave up to half of the device out (H100: N = 12288 and
-// 10240, up to a tenth faster. Elsewhere they are slower than tiles of whole groups).
-bool NarrowFits(const Problem& p, int columns, int multiprocessors) {
-  return IsNarrow(columns) && CeilDiv(p.n, columns) <= multiprocessors &&
-         CeilDiv(p.n, kPieceColumns) > multiprocessors;
+// Whether a narrow tile is the least that holds all rows, and there are columns enough for one on each
+// multiprocessor, but too many for tiles of 64: those of 128 would leave up to half of the device out (H100:
+// N = 12288 and 10240, up to a tenth faster. Elsewhere they are slower than tiles of whole groups).
+bool NarrowFits(const Problem& p, const Plan& plan, int multiprocessors) {
+  return IsNarrow(plan.tile_columns) && p.m <= plan.tile_rows &&
+         (p.m > plan.tile_rows / 2 || plan.tile_rows == 16) &&
+         CeilDiv(p.n, plan.tile_columns) <= multiprocessors && CeilDiv(p.n, kPieceColumns) > multiprocessors;
 }
 
 // Nine to 16 rows of int8, which kHopper or kStream serves best.
@@ -150,8 +154,7 @@ double HopperCost(const Problem& p, const Plan& plan, Packing packing, int multi
   double factor = largest && packing != Packing::kHalf ? 1.03 : 1.0;
   if (plan.tile_rows == 96) factor = 1.12;
   if (plan.tile_rows == 192) factor = 1.05;
-  if (IsNarrow(plan.tile_columns))
-    factor = row_tiles == 1 && NarrowFits(p, plan.tile_columns, multiprocessors) ? 0.93 : 1.5;
+  if (IsNarrow(plan.tile_columns)) factor = NarrowFits(p, plan, multiprocessors) ? 0.93 : 1.5;
   // Each tile of rows widens all weights again.
   if (packing == Packing::kInt8 && ComputesStatistics(plan)) factor *= 1 + 0.05 * (row_tiles - 1);
   if (packing == Packing::kHalf && plan.tile_rows <= kMostMomentRows) factor *= 1 + 0.12 * (row_tiles - 1);
@@ -188,7 +191,7 @@ bool MayCluster(const Problem& p, const Tile& tile, Packing packing, Cluster clu
   if (multiprocessors < kWholeDevice) return false;
   const int64_t columns = CeilDiv(p.n, tile.columns), rows = CeilDiv(p.m, tile.rows);
   return tile.family == Family::kHopper && !IsNarrow(tile.columns) &&
-         HasClusterTile(packing, tile.columns / kPieceColumns, tile.rows) && columns % cluster.columns == 0 &&
+         HasClusterTile(packing, TileGroups(tile.columns), tile.rows) && columns % cluster.columns == 0 &&
          rows % cluster.rows == 0 &&
          columns * rows <= (size == 4 ? multiprocessors * 3 / 4 : multiprocessors);
 }
@@ -256,13 +259,12 @@ double Cost(const Problem& p, const Plan& plan, Packing packing, int multiproces
 }
 
 // Few rows are read once, whatever the device. More than eight of halves rather by copies that hold no
-// registers, and so are fewer where narrow tiles fit; with weights that must be widened, or rows that are
-// quantised, by whichever costs less. What else there is goes to kTile where there is no wgmma.
-int OrderOf(Family family, const Problem& p, Packing packing, int multiprocessors) {
+// registers; with weights that must be widened, or rows that are quantised, by whichever costs less. What
+// else there is goes to kTile where there is no wgmma.
+int OrderOf(Family family, const Problem& p, Packing packing) {
   if (family == Family::kTile) return 2;
   if (QuantisesFew(p, packing) || (p.m > 8 && packing == Packing::kInt8)) return 0;
-  const bool copied = p.m > 8 || NarrowFits(p, 80, multiprocessors) || NarrowFits(p, 96, multiprocessors);
-  const Family first = copied && packing == Packing::kHalf ? Family::kHopper : Family::kStream;
+  const Family first = p.m > 8 && packing == Packing::kHalf ? Family::kHopper : Family::kStream;
   return family == first ? 0 : 1;
 }
 
@@ -331,8 +333,7 @@ std::vector<Plan> Candidates(const Problem& p, const Device& device, Packing pac
         plans.push_back(plan);
       }
     std::ranges::stable_sort(plans, {}, [&](const Plan& plan) {
-      return std::pair(OrderOf(plan.family, p, packing, device.multiprocessors),
-                       Cost(p, plan, packing, device.multiprocessors));
+      return std::pair(OrderOf(plan.family, p, packing), Cost(p, plan, packing, device.multiprocessors));
     });
   }
   plans.push_back(Plan{});

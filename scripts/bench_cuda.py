@@ -19,6 +19,7 @@ from bench.cuda_timing import Timed
 # In the mean over a whole result the fused form may lose this much more than the unfused one: room for chance alone.
 ERROR_LIMIT = 1.2
 EPSILON = 1e-5
+_LONGEST_PLAN = len("hopper 192x128, clusters of 2x2, rows normalised, shared statistics")
 
 
 class Weights:
@@ -206,14 +207,14 @@ def measure(args, lib, op, weights, packed, m, bandwidth):
 
 
 def show(lines, markdown, headed):
-    """Prints the lines; columns are as wide as the first lines need."""
+    """Prints the lines, the first under a heading."""
     if markdown:
         if not headed:
             print("| " + " | ".join(lines[0]) + " |\n|" + " --- |" * len(lines[0]))
         for line in lines:
             print("| " + " | ".join(line.values()) + " |", flush=True)
         return
-    widths = {name: max(len(name), *(len(line[name]) for line in lines)) for name in lines[0]}
+    widths = {name: max(len(name), 11) for name in lines[0]} | {"tile": _LONGEST_PLAN, "P10-P90": 17}
     if not headed:
         print("  ".join(name.rjust(widths[name]) for name in lines[0]))
     for line in lines:
@@ -246,6 +247,12 @@ def parse():
     parser.add_argument("--page", action="store_true", help="print all tables of BENCHMARKS.md instead")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
+    if args.best is not None and (args.plans is None or args.best < 1):
+        parser.error("--best counts the plans that --plans times, from 1 on")
+    own = ("shapes", "m", "dtype", "norm", "int8", "activation_quant", "plans", "no_compile")
+    chosen = [name for name in own if getattr(args, name) != parser.get_default(name)]
+    if args.page and chosen:
+        parser.error(f"--page has its own {', '.join(chosen)}")
     if args.m is None:
         args.m = [1 << i for i in range(14)] if args.svg else [1, 8, 16, 64, 256, 512, 4096]
     if args.activation_quant and not args.int8:

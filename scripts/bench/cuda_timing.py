@@ -59,7 +59,7 @@ class Timed:
 
 # A device at its power limit runs a kernel up to 15 % faster for 30 to 80 ms after one that drew less, and then by turns
 # faster and slower by as much. So each graph is replayed for a while before it is timed, whichever came before, and then
-# for long enough to see the mean: 150 and 50 milliseconds. With few rows, which draw less, a few will do.
+# for long enough to see the mean: 150 and 50 milliseconds. With few rows, which draw less, 45 and 15 will do.
 SETTLING = 3  # times as long as it is timed
 
 

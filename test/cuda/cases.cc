@@ -111,20 +111,20 @@ class Builder {
           Vary(Add("clusters", m, Pick(ks), n, t, WeightType(t)));
   }
 
-  // Tiles whose last group of columns is not whole (cuda/plan.cc), with outputs of which 16 bytes at a time
-  // are stored, and which such tiles cut anywhere.
+  // Narrow tiles, some blocks with several, and outputs that they cut anywhere; 16 bytes at a time may be
+  // stored.
   void Narrow() {
     const int64_t ks[] = {8, 64, 72, 136, 520, 1000, 3000};
     for (DType t : {DType::kFloat16, DType::kBFloat16})
       for (int64_t m : {9, 16, 31, 64, 90})
-        for (int64_t n : {40, 80, 144, 240, 300, 480}) {
-          CudaCase& added = Add("narrow", m, Pick(ks), n, t, WeightType(t));
+        for (int64_t n : {40, 80, 144, 240, 304, 480}) {
+          CudaCase& added = Add("narrow", m, Pick(ks), n, t, t);
           Vary(added);
-          added.c.p.activation_quant = added.c.p.tw == DType::kInt8 && Coin();
           const int64_t first = n / 24 * 8;
           added.c.splits = {first, n - first};
           added.input_aligned = added.outputs_aligned = true, added.unwanted = 0;
         }
+    for (int64_t n : {2200, 2704}) Vary(Add("narrow", 300, 8, n, DType::kFloat16, DType::kFloat16));
   }
 
   void Types() {

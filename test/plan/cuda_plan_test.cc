@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "cuda/layout.h"
 #include "cuda/plan.h"
 
 using namespace qkvgemm;
@@ -70,6 +71,9 @@ void CheckPlans(const Problem& p, const Device& d, Packing packing, bool aligned
            p, d, packing, aligned, all[i]);
     Expect(d.architecture >= 75, "matrix instructions on a device that lacks them", p, d, packing, aligned,
            all[i]);
+    Expect(all[i].family != Family::kHopper || !IsNarrow(all[i].tile_columns) ||
+               (packing == Packing::kHalf && all[i].tile_rows <= 64),
+           "a narrow tile that no kernel has", p, d, packing, aligned, all[i]);
     Expect(all[i].family != Family::kHopper || d.architecture == 90, "wgmma outside of sm_90", p, d, packing,
            aligned, all[i]);
     Expect(all[i].rows != Rows::kInput || (aligned && p.k % 8 == 0),
@@ -106,11 +110,11 @@ void CheckMeasured() {
     int64_t k, n, m;
     const char* best;
   };
-  static constexpr Measured kMeasured[] = {{4096, 12288, 8, "hopper 96x16"},
+  static constexpr Measured kMeasured[] = {{4096, 12288, 8, "stream 48x8"},
                                            {4096, 12288, 16, "hopper 96x16"},
                                            {4096, 12288, 32, "hopper 96x32"},
                                            {4096, 12288, 64, "hopper 96x64"},
-                                           {8192, 10240, 8, "hopper 80x16"},
+                                           {8192, 10240, 16, "hopper 80x16"},
                                            {8192, 10240, 32, "hopper 80x32"},
                                            {8192, 10240, 64, "hopper 80x64"},
                                            {4096, 6144, 1, "stream 48x8"},
@@ -182,6 +186,35 @@ void CheckMeasured() {
   for (const Measured& measured : kMeasured) expect(measured, tile_of(plan_of(measured)));
   for (const Measured& measured : kMeasuredInt8) expect(measured, tile_of(plan_of(measured, DType::kInt8)));
   for (const Measured& measured : kShared) expect(measured, plan_of(measured).shares ? "yes" : "no");
+}
+
+// Narrow tiles are taken where they are the least that hold all rows and leave no more than one to a
+// multiprocessor, whatever the norm and whether or not rows are copied first.
+void CheckNarrow() {
+  struct Expected {
+    int64_t n, m;
+    int columns;  // 0: a whole tile
+    int rows;
+  };
+  static constexpr Expected kExpected[] = {{8448, 16, 0, 0},    {8449, 16, 80, 16},  {10560, 32, 80, 32},
+                                           {10561, 16, 96, 16}, {12672, 64, 96, 64}, {12673, 16, 0, 0},
+                                           {12288, 17, 96, 32}, {12288, 33, 96, 64}, {12288, 65, 0, 0}};
+  for (const Expected& expected : kExpected)
+    for (const NormType norm : {NormType::kLayerNorm, NormType::kNone})
+      for (const bool aligned : {true, false}) {
+        Problem p;
+        p.k = 4096, p.n = expected.n, p.m = expected.m;
+        p.t = p.tw = DType::kFloat16, p.norm = norm;
+        const int64_t splits[] = {p.n};
+        p.splits = splits;
+        const Device device{90, 132};
+        const Plan plan = MakePlan(p, device, Packing::kHalf, aligned);
+        const bool right = expected.columns == 0
+                               ? !IsNarrow(plan.tile_columns)
+                               : plan.tile_columns == expected.columns && plan.tile_rows == expected.rows;
+        Expect(plan.family == Family::kHopper && right, "another narrow tile, or none, was expected", p,
+               device, Packing::kHalf, aligned, plan);
+      }
 }
 
 // Plans that no kernel can run are refused, wherever they come from.
@@ -320,6 +353,7 @@ int main(int argc, char** argv) {
     }
   }
   CheckMeasured();
+  CheckNarrow();
   CheckRefused();
   CheckTf32();
   const Plan generic;
