@@ -104,11 +104,16 @@ double TileCycles(const Problem& p, const Plan& plan, Packing packing) {
   return std::max(compute, load + statistics) + (widened ? compute / 2 : 0);
 }
 
+// The shortest K with which narrow tiles were timed: the shorter a call, the more the next one's early start
+// on multiprocessors that it leaves idle is worth.
+constexpr int64_t kLeastNarrowK = 4096;
+
 // Whether a narrow tile is the least that holds all rows, and there are columns enough for one on each
 // multiprocessor, but too many for tiles of 64: those of 128 would leave up to half of the device out (H100:
-// N = 12288 and 10240, up to a tenth faster. Elsewhere they are slower than tiles of whole groups).
+// K = 4096, N = 12288 and K = 8192, N = 10240, up to a tenth faster. Where tiles of 64 fit, narrow ones were
+// slower).
 bool NarrowFits(const Problem& p, const Plan& plan, int multiprocessors) {
-  return IsNarrow(plan.tile_columns) && p.m <= plan.tile_rows &&
+  return IsNarrow(plan.tile_columns) && p.k >= kLeastNarrowK && p.m <= plan.tile_rows &&
          (p.m > plan.tile_rows / 2 || plan.tile_rows == 16) &&
          CeilDiv(p.n, plan.tile_columns) <= multiprocessors && CeilDiv(p.n, kPieceColumns) > multiprocessors;
 }
@@ -204,8 +209,13 @@ bool MayShare(const Problem& p, const Tile& tile, Rows rows) {
 
 // Whether shared statistics are there by the ends of the tiles that need them: three warps of each block take
 // a few rows in 4500 cycles, longer ones in more; the first tiles lie in eight rows of tiles. Where they are
-// not, a kernel before the product is faster.
+// not, a kernel before the product is faster; so it is where W takes longest, which is on its way meanwhile,
+// but for narrow tiles (H100: 3 %).
 bool SharesInTime(const Problem& p, const Plan& plan, Packing packing, int multiprocessors) {
+  if (p.m <= plan.tile_rows && !IsNarrow(plan.tile_columns)) {
+    const auto [multiply, memory] = HopperCycles(p, plan, packing, multiprocessors);
+    if (memory > multiply) return false;
+  }
   const int64_t tiles = CeilDiv(p.n, plan.tile_columns) * CeilDiv(p.m, plan.tile_rows);
   const int64_t warps = kSharingWarps * std::min<int64_t>(tiles, multiprocessors);
   const int64_t at_once = warps * SharedRows(p.k, p.m, warps);

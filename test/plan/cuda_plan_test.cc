@@ -162,7 +162,8 @@ void CheckMeasured() {
       {1024, 3072, 512, "yes"},  {1024, 3072, 1024, "yes"},  {2048, 3072, 256, "yes"},
       {2048, 3072, 1024, "yes"}, {4096, 6144, 512, "yes"},   {4096, 12288, 128, "yes"},
       {4096, 12288, 512, "yes"}, {4096, 12288, 4096, "yes"}, {4096, 12288, 64, "yes"},
-      {8192, 10240, 64, "yes"},  {4096, 6144, 64, "yes"},    {2048, 3072, 64, "yes"}};
+      {8192, 10240, 64, "yes"},  {4096, 6144, 64, "yes"},    {2048, 3072, 64, "yes"},
+      {2048, 14336, 64, "no"},   {4096, 14336, 64, "no"},    {8192, 14336, 128, "no"}};
   const auto plan_of = [](const Measured& measured, DType tw = DType::kFloat16) {
     Problem p;
     p.k = measured.k, p.n = measured.n, p.m = measured.m;
@@ -192,18 +193,20 @@ void CheckMeasured() {
 // multiprocessor, whatever the norm and whether or not rows are copied first.
 void CheckNarrow() {
   struct Expected {
-    int64_t n, m;
+    int64_t k, n, m;
     int columns;  // 0: a whole tile
     int rows;
   };
-  static constexpr Expected kExpected[] = {{8448, 16, 0, 0},    {8449, 16, 80, 16},  {10560, 32, 80, 32},
-                                           {10561, 16, 96, 16}, {12672, 64, 96, 64}, {12673, 16, 0, 0},
-                                           {12288, 17, 96, 32}, {12288, 33, 96, 64}, {12288, 65, 0, 0}};
+  static constexpr Expected kExpected[] = {
+      {4096, 8448, 16, 0, 0},    {4096, 8449, 16, 80, 16},  {4096, 10560, 32, 80, 32},
+      {4096, 10561, 16, 96, 16}, {4096, 12672, 64, 96, 64}, {4096, 12673, 16, 0, 0},
+      {4096, 12288, 17, 96, 32}, {4096, 12288, 33, 96, 64}, {4096, 12288, 65, 0, 0},
+      {4095, 12288, 32, 0, 0},   {768, 9216, 32, 0, 0}};
   for (const Expected& expected : kExpected)
     for (const NormType norm : {NormType::kLayerNorm, NormType::kNone})
       for (const bool aligned : {true, false}) {
         Problem p;
-        p.k = 4096, p.n = expected.n, p.m = expected.m;
+        p.k = expected.k, p.n = expected.n, p.m = expected.m;
         p.t = p.tw = DType::kFloat16, p.norm = norm;
         const int64_t splits[] = {p.n};
         p.splits = splits;
