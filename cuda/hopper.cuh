@@ -11,6 +11,7 @@
 
 #include "cuda/hopper_cluster.cuh"
 #include "cuda/hopper_output.cuh"
+#include "cuda/hopper_parts.cuh"
 #include "cuda/hopper_sender.cuh"
 #include "cuda/hopper_shared.cuh"
 #include "cuda/hopper_statistics.cuh"
@@ -36,14 +37,14 @@ class Producer {
   __device__ void Run() const {
     const uint64_t policy = p_.evict_first ? PolicyEvictFirst() : PolicyEvictNormal();
     // Weights never depend on the kernel before: as many as fit are under way before its end is waited for.
-    int loaded = min(C::kStages, p_.pieces_per_row);
+    int loaded = min(C::kStages, block_.Pieces());
     for (int i = 0; i < loaded; ++i) LoadWeights(block_.At(block_.first), i, i, policy);
     WaitForPrevious();
     Ring ring;
     int count = 0;
     for (int tile = block_.first; tile < block_.Tiles(); tile += block_.step, ++count) {
       const Place place = block_.At(tile);
-      for (int kb = 0; kb < p_.pieces_per_row; ++kb) {
+      for (int kb = 0; kb < block_.Pieces(); ++kb) {
         if (loaded > 0) {
           --loaded;
         } else {
@@ -52,11 +53,12 @@ class Producer {
         }
         LoadRows(place, kb, ring.stage);
         ring.Next(C::kStages);
-        if (!block_.SharesStatistics() && kb == max(0, p_.pieces_per_row - C::kStages))
+        if (!block_.SharesStatistics() && kb == max(0, block_.Pieces() - C::kStages))
           LoadStatistics(place, count);
       }
       if (block_.SharesStatistics()) LoadStatistics(place, count);
       if constexpr (C::kStaged) {  // a stage for the results
+        if (!block_.WritesResults()) continue;
         BarrierWait(block_.Empty(ring.stage), ring.parity ^ 1);
         BarrierArrive(block_.Full(ring.stage));
         ring.Next(C::kStages);
@@ -72,8 +74,9 @@ class Producer {
   __device__ __forceinline__ void LoadWeights(const Place& place, int kb, int stage, uint64_t policy) const {
     const int first = block_.FirstColumn(place), piece = first / kPieceColumns;
     const uint32_t full = block_.Full(stage);
-    const char* source = static_cast<const char*>(p_.weights) +
-                         (static_cast<int64_t>(piece) * p_.pieces_per_row + kb) * C::kPieceBytes;
+    const char* source =
+        static_cast<const char*>(p_.weights) +
+        (static_cast<int64_t>(piece) * p_.pieces_per_row + block_.FirstPiece() + kb) * C::kPieceBytes;
     const int64_t next = static_cast<int64_t>(p_.pieces_per_row) * C::kPieceBytes;
     uint32_t target = block_.Stage(stage) + C::kRowBytes;
     int bytes = min(p_.tile_columns, p_.piece_rows * kPieceColumns - first) * C::kColumnBytes;
@@ -100,13 +103,13 @@ class Producer {
       CopyTileToBlocks(block_.Stage(stage) + rows_skip_ * 128, &block_.maps.rows, kb * C::kPieceDepth,
                        place.rows * C::kTokens + rows_skip_, block_.Full(stage), same_rows_);
     } else {
-      CopyTile(block_.Stage(stage), &block_.maps.rows, kb * C::kPieceDepth, place.rows * C::kTokens,
-               block_.Full(stage));
+      CopyTile(block_.Stage(stage), &block_.maps.rows, (block_.FirstPiece() + kb) * C::kPieceDepth,
+               place.rows * C::kTokens, block_.Full(stage));
     }
   }
   // Where they are not taken here: those of the tile's rows, once those of the tile before are done with.
   __device__ __forceinline__ void LoadStatistics(const Place& place, int tiles) const {
-    if (block_.TakesStatistics()) return;
+    if (block_.TakesStatistics() || !block_.WritesResults()) return;
     const uint32_t full = block_.StatisticsFull();
     BarrierWait(block_.StatisticsEmpty(), tiles % 2 ^ 1);
     if constexpr (C::kShares)
@@ -148,6 +151,13 @@ class Consumer {
       } else {
         Multiply(sums);
       }
+      if constexpr (C::kParts)
+        if (!block_.WritesResults()) {
+          WgmmaWait<0>();
+          Settle(sums);
+          SendSums<C>(block_, group_, sums);
+          continue;
+        }
       // While the last products are on their way: divisions, loads, and a wait that is over then.
       Place place = block_.At(tile);
       const auto columns = results_.Load(place);
@@ -156,6 +166,7 @@ class Consumer {
       WgmmaWait<0>();
       Settle(sums);
       Release(last_);
+      if constexpr (C::kParts) AddSums<C>(block_, group_, sums);
       results_.Write(place, columns, sums, count, ring_.stage);
       if constexpr (C::kStaged) ring_.Next(C::kStages);
     }
@@ -189,7 +200,7 @@ class Consumer {
 
   // When it returns, the last products are on their way, and their stage is not released.
   __device__ __forceinline__ void Multiply(typename C::Accumulators& sums) {
-    for (int kb = 0; kb < p_.pieces_per_row; ++kb) {
+    for (int kb = 0; kb < block_.Pieces(); ++kb) {
       BarrierWait(block_.Full(ring_.stage), ring_.parity);
       const uint32_t at = block_.Stage(ring_.stage);
       const uint64_t a = WgmmaDescriptor(at + C::kRowBytes + group_ * C::kPieceBytes),
@@ -270,16 +281,18 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     HopperKernel(const __grid_constant__ Maps maps, const __grid_constant__ Params p) {
   extern __shared__ __align__(1024) char shared[];  // as swizzles want it
   const int rank = C::kCluster ? static_cast<int>(blockIdx.x) % (p.cluster_columns * p.cluster_rows) : 0;
+  const int parts = C::kParts ? p.k_parts : 1;
   const Block<C> block{p,
                        maps,
                        SharedAddress(shared),
-                       static_cast<int>(blockIdx.x),
-                       static_cast<int>(gridDim.x),
+                       static_cast<int>(blockIdx.x) / parts,
+                       static_cast<int>(gridDim.x) / parts,
                        C::kCluster ? rank % p.cluster_columns : 0,
-                       C::kCluster ? rank / p.cluster_columns : 0};
+                       C::kCluster ? rank / p.cluster_columns : 0,
+                       C::kParts ? static_cast<int>(blockIdx.x) % parts : 0};
   LetNextStart();
   if (threadIdx.x == 0) block.InitBarriers();
-  if constexpr (C::kCluster) {
+  if constexpr (C::kCluster || C::kParts) {
     ClusterSync();  // the others' barriers and memory are there
   } else {
     __syncthreads();
@@ -296,7 +309,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
         if (block.TakesStatistics()) StatisticsInTurns<C>(block, warp - 1).Run();
       if constexpr (C::kShares)
         if (block.SharesStatistics()) SharedStatistics<C>(block).Run();
-      if (C::kStaged && warp <= C::kGroups) Sender<C>(block, warp - 1).Run();
+      if (C::kStaged && warp <= C::kGroups && block.WritesResults()) Sender<C>(block, warp - 1).Run();
     }
   } else if (role <= C::kGroups) {
     if constexpr (C::kConsumerRegisters > 0) GrowRegisters<C::kConsumerRegisters>();

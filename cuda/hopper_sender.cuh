@@ -17,7 +17,7 @@ class Sender {
   __device__ void Run() const {
     int count = 0, stage = 0;
     for (int tile = block_.first; tile < block_.Tiles(); tile += block_.step, ++count) {
-      stage = (stage + p_.pieces_per_row) % C::kStages;
+      stage = (stage + block_.Pieces()) % C::kStages;
       Send(block_.At(tile), count, stage);
       stage = (stage + 1) % C::kStages;
     }

@@ -86,6 +86,7 @@ struct Entry {
     shape.shared_bytes = C::kSharedBytes;
     if constexpr (C::kCluster)
       shape.grid = static_cast<unsigned>(tiles), shape.cluster = p.cluster_columns * p.cluster_rows;
+    if constexpr (C::kParts) shape.grid = static_cast<unsigned>(tiles * p.k_parts), shape.cluster = p.k_parts;
     shape.dependent = true;
     return Launch(HopperKernel<C>, shape, stream, maps, p);
   }
@@ -101,7 +102,7 @@ struct Entry {
 
 struct Key {
   int groups, tokens;
-  bool cluster;
+  Blocks blocks;
   bool operator==(const Key&) const = default;
 };
 
@@ -109,15 +110,17 @@ struct Key {
 template <typename T, Packing kPacking, typename Visit>
 cudaError_t Each(const Visit& visit) {
   cudaError_t result = cudaSuccess;
-#define QKV_VISIT(groups, tokens)                                                               \
-  if constexpr (HasHopperTile(kPacking, groups, tokens))                                        \
-    if (result == cudaSuccess)                                                                  \
-      result = visit(Key{groups, tokens, false}, Entry<Config<T, kPacking, groups, tokens>>{}); \
-  if constexpr (HasClusterTile(kPacking, groups, tokens))                                       \
-    if (result == cudaSuccess)                                                                  \
-      result = visit(Key{groups, tokens, true}, Entry<Config<T, kPacking, groups, tokens, true>>{});
+#define QKV_VISIT_AS(groups, tokens, blocks) \
+  if (result == cudaSuccess)                 \
+    result = visit(Key{groups, tokens, blocks}, Entry<Config<T, kPacking, groups, tokens, blocks>>{});
+#define QKV_VISIT(groups, tokens)                                                                        \
+  if constexpr (HasHopperTile(kPacking, groups, tokens)) QKV_VISIT_AS(groups, tokens, Blocks::kAlone)    \
+  if constexpr (HasClusterTile(kPacking, groups, tokens)) QKV_VISIT_AS(groups, tokens, Blocks::kCluster) \
+  if constexpr (MostParts(kPacking, groups, tokens) > 1)                                 \
+  QKV_VISIT_AS(groups, tokens, Blocks::kParts)
   QKV_HOPPER_TILES(QKV_VISIT)
 #undef QKV_VISIT
+#undef QKV_VISIT_AS
   return result;
 }
 
@@ -157,11 +160,14 @@ cudaError_t RunHopper(const Problem& problem, const Plan& plan, Packing packing,
   int multiprocessors = 0;
   if (const cudaError_t e = GetMultiprocessors(&multiprocessors)) return e;
   const Key wanted{TileGroups(plan.tile_columns), plan.tile_rows,
-                   plan.cluster_columns * plan.cluster_rows > 1};
+                   plan.k_parts > 1                               ? Blocks::kParts
+                   : plan.cluster_columns * plan.cluster_rows > 1 ? Blocks::kCluster
+                                                                  : Blocks::kAlone};
   Params params{product};
-  params.tile_columns = plan.tile_columns;
+  params.tile_columns = plan.tile_columns, params.k_parts = plan.k_parts;
   params.cluster_columns = plan.cluster_columns, params.cluster_rows = plan.cluster_rows;
-  params.norm = ComputesStatistics(plan) || product.counters != nullptr ? problem.norm : NormType::kNone;
+  params.norm =
+      ComputesStatistics(plan, packing) || product.counters != nullptr ? problem.norm : NormType::kNone;
   params.epsilon = problem.epsilon;
   bool found = false;
   const cudaError_t result = EachOfAll([&](auto type, auto form) {

@@ -1,6 +1,7 @@
 // Row statistics from the stages that the products read, so that few rows take one launch.
 #pragma once
 
+#include "cuda/hopper_parts.cuh"
 #include "cuda/hopper_tile.cuh"
 #include "cuda/moments.cuh"
 
@@ -31,48 +32,64 @@ class StatisticsRole {
 
   static __device__ __forceinline__ int Lane() { return threadIdx.x % 32; }
 
+  using Chunks = uint32_t[kChunks][4];
+
   template <bool kCentred>
   __device__ __forceinline__ void RunFor() const {
     Ring ring;
     int count = 0;
     for (int tile = block_.first; tile < block_.Tiles(); tile += block_.step, ++count) {
       ShiftedSums<kCentred> sums;
-      for (int kb = 0; kb < p_.pieces_per_row; ++kb) {
-        BarrierWait(block_.Full(ring.stage), ring.parity);
-        uint32_t raw[kChunks][4];
-        Load(raw, block_.Stage(ring.stage));
-        // Loads that are still on their way are overtaken by the signal, and then by the copy engine.
-        FenceForCopies();
-        __syncwarp();
-        if (Lane() == 0) BarrierArrive(block_.Empty(ring.stage));
-        Add(sums, raw, kb);
-        ring.Next(C::kStages);
+      for (int kb = 0; kb < block_.Pieces(); ++kb) {
+        Chunks chunks;
+        Load(chunks, ring);
+        Release(ring, chunks);
+        Add(sums, chunks, kb);
       }
       Write(sums, count);
+      if (C::kStaged && block_.WritesResults()) {  // the stage for the results
+        BarrierWait(block_.Full(ring.stage), ring.parity);
+        Release(ring, {});
+      }
     }
   }
 
-  __device__ __forceinline__ void Load(uint32_t (&raw)[kChunks][4], uint32_t stage) const {
+  __device__ __forceinline__ void Load(Chunks& chunks, const Ring& ring) const {
+    BarrierWait(block_.Full(ring.stage), ring.parity);
 #pragma unroll
     for (int c = 0; c < kChunks; ++c)
-      LoadVector(raw[c], stage + row_ * 128 + (((part_ * kChunks + c) ^ (row_ & 7)) * 16));
+      LoadVector(chunks[c],
+                 block_.Stage(ring.stage) + row_ * 128 + (((part_ * kChunks + c) ^ (row_ & 7)) * 16));
+  }
+  // Once all lanes have their chunks: loads that are still on their way are overtaken by the signal, and then
+  // by the copy engine. That the signal depends on what they bring costs less than a fence.
+  __device__ __forceinline__ void Release(Ring& ring, const Chunks& chunks) const {
+    uint32_t loaded = 0;
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c) loaded |= chunks[c][0];
+    loaded = __reduce_or_sync(~0u, loaded);
+    if (Lane() == 0) BarrierArrive(block_.Empty(ring.stage) + (loaded & zero_));
+    ring.Next(C::kStages);
   }
 
   template <bool kCentred>
-  __device__ __forceinline__ void Add(ShiftedSums<kCentred>& sums, const uint32_t (&raw)[kChunks][4],
-                                      int kb) const {
-    const int left = p_.k - kb * C::kPieceDepth - part_ * kChunks * 8;  // values, from this lane's first on
+  __device__ __forceinline__ void Add(ShiftedSums<kCentred>& sums, const Chunks& chunks, int kb) const {
+    // Values from this lane's first on.
+    const int left = p_.k - (block_.FirstPiece() + kb) * C::kPieceDepth - part_ * kChunks * 8;
+    float v[kChunks][8];
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c)
+      Unpack<typename C::T>(uint4{chunks[c][0], chunks[c][1], chunks[c][2], chunks[c][3]}, v[c]);
+    if (kb == 0) sums.Start(v[0], min(max(left, 0), 8));
+    if (left >= kChunks * 8) {
+#pragma unroll
+      for (int c = 0; c < kChunks; ++c) sums.Add(v[c]);
+      return;
+    }
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
-      float v[8];
-      Unpack<typename C::T>(uint4{raw[c][0], raw[c][1], raw[c][2], raw[c][3]}, v);
       const int there = min(max(left - c * 8, 0), 8);
-      if (c == 0 && kb == 0) sums.Start(v, there);
-      if (left >= kChunks * 8) {
-        sums.Add(v);
-      } else {
-        sums.AddIf(v, there, [there](int e) { return e < there; });
-      }
+      sums.AddIf(v[c], there, [there](int e) { return e < there; });
     }
   }
 
@@ -82,6 +99,13 @@ class StatisticsRole {
 #pragma unroll
     for (int apart = 1; apart < kLanes; apart *= 2)
       all.Merge(all.Shuffled(kRowsFirst ? apart * kRows : apart));
+    if constexpr (C::kParts) {
+      if (!block_.WritesResults()) {
+        if (part_ == 0) SendMoments<C>(block_, row_, all);
+        return;
+      }
+      MergeMoments<C>(block_, row_, all);
+    }
     const float rstd = InverseDeviation(all.squares, static_cast<float>(p_.k), p_.epsilon);
     BarrierWait(block_.StatisticsEmpty(), tiles % 2 ^ 1);
     if (part_ == 0) block_.WriteStatistics(row_, all.mean, rstd);
@@ -91,6 +115,7 @@ class StatisticsRole {
   const Block<C>& block_;
   const Params& p_;
   const int row_, part_;
+  const uint32_t zero_ = blockIdx.y;  // which the compiler does not know
 };
 
 }  // namespace qkvgemm::cuda::hopper

@@ -17,7 +17,8 @@ struct Params : Product {
   bool evict_first;                   // W is read once
   bool copy_stores;                   // the copy engine writes the results, through Maps::y
   int cluster_columns, cluster_rows;  // tiles of a cluster of blocks, which have one each; 1 x 1: no clusters
-  NormType norm;                      // of statistics that are computed here; kNone: they are given
+  int k_parts;    // or blocks of a cluster that have one tile together; 1: no such clusters
+  NormType norm;  // of statistics that are computed here; kNone: they are given
   float epsilon;
 };
 
@@ -32,10 +33,14 @@ constexpr int ChunkRows(int rows) {
   return rows / chunks;
 }
 
+// kCluster: those of a cluster have a tile each, and share what they read. kParts: they have one tile
+// together, of whose K each multiplies a part.
+enum class Blocks { kAlone, kCluster, kParts };
+
 // Up to kGroups * 64 columns and kTokens rows.
-template <typename T_, Packing kPacking_, int kGroups_, int kTokens_, bool kCluster_ = false>
+template <typename T_, Packing kPacking_, int kGroups_, int kTokens_, Blocks kBlocks_ = Blocks::kAlone>
 struct Config {
-  static constexpr bool kCluster = kCluster_;
+  static constexpr bool kCluster = kBlocks_ == Blocks::kCluster, kParts = kBlocks_ == Blocks::kParts;
   using T = T_;
   static constexpr bool kInt8Rows = kPacking_ == Packing::kInt8Activations;
   static constexpr bool kWiden = kPacking_ == Packing::kInt8;
@@ -46,9 +51,8 @@ struct Config {
   static constexpr int kGroups = kGroups_, kTokens = kTokens_;
   using Accumulator = typename Matrix::Accumulator;
   using Accumulators = Accumulator[kHalves][kTokens / kHalves / 2];
-  static constexpr bool kFew = kTokens <= kMostMomentRows;
-  static constexpr bool kMoments = sizeof(T) == 2 && !kInt8Rows && kFew;
-  static constexpr bool kShares = sizeof(T) == 2 && !kInt8Rows && !kFew;
+  static constexpr bool kMoments = !kCluster && TakesMoments(kPacking_, kTokens, kParts);
+  static constexpr bool kShares = sizeof(T) == 2 && !kInt8Rows && !kMoments && !kParts;
   // Of few rows: a warpgroup of their own, each with some rows of every stage. Stages of int8 weights follow
   // each other too fast for that, and widening takes the registers: the three warps beside the producer's,
   // each with all rows of a stage in turn.
@@ -78,7 +82,7 @@ struct Config {
 
   // Many rows of halves leave in chunks through a stage that is not filled at the end of each tile, each
   // warpgroup's from one or two places in it.
-  static constexpr bool kStaged = sizeof(T) == 2 && !kFew;
+  static constexpr bool kStaged = sizeof(T) == 2 && kTokens > 32;
   static constexpr int kChunkRows = ChunkRows(kTokens), kChunks = kTokens / kChunkRows,
                        kChunkBytes = kChunkRows * 128;
   static constexpr int kPlaces = std::min({kChunks, 2, kStageBytes / (kGroups * kChunkBytes)});
@@ -90,10 +94,17 @@ struct Config {
   static constexpr int kPartBytes = kMoments && !kStatisticsGroup ? kTokens * 16 : 0;  // of one warp
   static constexpr int kAllStatisticsBytes = kStatisticsBytes + kStatisticsWarps * kPartBytes;
   static constexpr int kBarrierBytes = 512;
-  static constexpr int kMaxStages = (227 * 1024 - kAllStatisticsBytes - kBarrierBytes) / kStageBytes;
+  // What a block hands to the first of its cluster: its sums, and its part of the statistics.
+  static constexpr int kGroupSumBytes = kPieceColumns * kTokens * 4, kSumBytes = kGroups * kGroupSumBytes,
+                       kMomentsBytes = kMoments ? kTokens * 16 : 0;
+  static constexpr int kMostParts = kParts ? MostParts(kPacking_, kGroups, kTokens) : 1;
+  static constexpr int kExchangeBytes = (kMostParts - 1) * (kSumBytes + kMomentsBytes);
+  static constexpr int kMaxStages =
+      (227 * 1024 - kAllStatisticsBytes - kBarrierBytes - kExchangeBytes) / kStageBytes;
   static constexpr int kStages = std::min(kMaxStages, 16);
   static_assert(kStages >= 3);
-  static constexpr int kSharedBytes = kStages * kStageBytes + kAllStatisticsBytes + kBarrierBytes;
+  static constexpr int kSharedBytes =
+      kStages * kStageBytes + kAllStatisticsBytes + kBarrierBytes + kExchangeBytes;
 };
 
 // Where a tile lies. Eight tiles of rows at a time, then along the columns: what runs together then
@@ -129,7 +140,7 @@ __device__ __forceinline__ void VisitCentred(NormType norm, const Visit& visit) 
 }
 
 // What all roles of a block know. Shared memory holds the stages, the statistics of a tile's rows,
-// parts of them, and barriers.
+// parts of them, barriers, and the sums of other parts of K.
 template <typename C>
 struct Block {
   const Params& p;
@@ -137,6 +148,7 @@ struct Block {
   uint32_t stages;  // shared address
   int first, step;  // its tiles: first, first + step, ...
   int column, row;  // in the cluster
+  int part;         // of K
 
   __device__ __forceinline__ Place At(int tile) const {
     if constexpr (C::kCluster) {
@@ -170,7 +182,22 @@ struct Block {
   __device__ __forceinline__ uint32_t ChunkEmpty(int group, int place) const {
     return ChunkFull(C::kGroups + group, place);
   }
-  static_assert((2 * C::kStages + 2 + 2 * C::kGroups * C::kPlaces) * 8 <= C::kBarrierBytes);
+  // The sums of all other parts of K are there; their statistics likewise.
+  __device__ __forceinline__ uint32_t SumsFull() const { return ChunkFull(2 * C::kGroups, 0); }
+  __device__ __forceinline__ uint32_t MomentsFull() const { return SumsFull() + 8; }
+  static_assert((2 * C::kStages + 4 + 2 * C::kGroups * C::kPlaces) * 8 <= C::kBarrierBytes);
+
+  // What a part of K behind the first hands over. A warpgroup's sums: 16 bytes of each thread, then the
+  // next 16.
+  __device__ __forceinline__ uint32_t PartSums(int part, int group) const {
+    return Statistics() + C::kAllStatisticsBytes + C::kBarrierBytes + (part - 1) * C::kSumBytes +
+           group * C::kGroupSumBytes + threadIdx.x % 128 * 16;
+  }
+  // A row's moments: 16 bytes.
+  __device__ __forceinline__ uint32_t PartMoments(int part, int row) const {
+    return Statistics() + C::kAllStatisticsBytes + C::kBarrierBytes + (C::kMostParts - 1) * C::kSumBytes +
+           (part - 1) * C::kMomentsBytes + row * 16;
+  }
 
   __device__ __forceinline__ uint32_t Chunk(int stage, int group, int place) const {
     return Stage(stage) + (group * C::kPlaces + place) * C::kChunkBytes;
@@ -190,8 +217,25 @@ struct Block {
         BarrierInit(ChunkFull(g, i), 4);
         BarrierInit(ChunkEmpty(g, i), 1);
       }
+    if constexpr (C::kParts) {
+      BarrierInit(SumsFull(), 1);
+      BarrierInit(MomentsFull(), 1);
+      if (part == 0) {
+        BarrierExpect(SumsFull(), (p.k_parts - 1) * C::kSumBytes);
+        BarrierExpect(MomentsFull(), (p.k_parts - 1) * C::kMomentsBytes);
+      }
+    }
     BarrierInitFence();
   }
+
+  // Pieces of 128 bytes of K that this block multiplies.
+  __device__ __forceinline__ int FirstPiece() const {
+    return C::kParts ? part * p.pieces_per_row / p.k_parts : 0;
+  }
+  __device__ __forceinline__ int Pieces() const {
+    return C::kParts ? (part + 1) * p.pieces_per_row / p.k_parts - FirstPiece() : p.pieces_per_row;
+  }
+  __device__ __forceinline__ bool WritesResults() const { return !C::kParts || part == 0; }
 
   __device__ __forceinline__ int FirstColumn(const Place& place, int group = 0) const {
     return place.columns * p.tile_columns + group * kPieceColumns;

@@ -1,11 +1,11 @@
 #include "cuda/plan.h"
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 #include <utility>
 
 #include "cuda/layout.h"
+#include "cuda/plan_cost.h"
 
 namespace qkvgemm::cuda {
 namespace {
@@ -44,11 +44,10 @@ constexpr Tile kTiles[] = {
     {Family::kHopper, 64, 16},   {Family::kHopper, 80, 16},   {Family::kHopper, 96, 16},
     {Family::kHopper, 128, 16},  {Family::kHopper, 64, 32},   {Family::kHopper, 80, 32},
     {Family::kHopper, 96, 32},   {Family::kHopper, 128, 32},  {Family::kHopper, 64, 64},
-    {Family::kHopper, 80, 64},   {Family::kHopper, 96, 64},   {Family::kHopper, 128, 64},
-    {Family::kHopper, 64, 96},   {Family::kHopper, 128, 96},  {Family::kHopper, 128, 128},
-    {Family::kHopper, 192, 128}, {Family::kHopper, 192, 192}, {Family::kHopper, 128, 256},
-    {Family::kHopper, 192, 256}, {Family::kTile, 64, 32},     {Family::kTile, 64, 64},
-    {Family::kTile, 128, 64},    {Family::kTile, 128, 128}};
+    {Family::kHopper, 128, 64},  {Family::kHopper, 64, 96},   {Family::kHopper, 128, 96},
+    {Family::kHopper, 128, 128}, {Family::kHopper, 192, 128}, {Family::kHopper, 192, 192},
+    {Family::kHopper, 128, 256}, {Family::kHopper, 192, 256}, {Family::kTile, 64, 32},
+    {Family::kTile, 64, 64},     {Family::kTile, 128, 64},    {Family::kTile, 128, 128}};
 
 // Parts of pieces keep their swizzle, and are whole 16 columns of a warp.
 static_assert(std::ranges::all_of(kTiles, [](const Tile& tile) { return tile.columns % 16 == 0; }));
@@ -59,126 +58,19 @@ struct Cluster {
 };
 constexpr Cluster kClusters[] = {{1, 1}, {2, 2}, {4, 1}, {1, 2}};
 
-Plan PlanOf(const Tile& tile, Rows rows, Cluster cluster = {1, 1}, bool shares = false) {
+// Blocks that share out K of a tile.
+constexpr int kParts[] = {1, 2, 3, 4, 6, 8};
+
+Plan PlanOf(const Tile& tile, Rows rows, Cluster cluster = {1, 1}, int k_parts = 1, bool shares = false) {
   Plan plan;
   plan.cluster_columns = cluster.columns, plan.cluster_rows = cluster.rows;
+  plan.k_parts = k_parts;
   plan.shares = shares;
   plan.family = tile.family;
   plan.rows = rows;
   plan.tile_columns = tile.columns;
   plan.tile_rows = tile.rows;
   return plan;
-}
-
-// Bytes of the elements that a product reads.
-double ColumnBytes(Packing packing) {
-  return packing == Packing::kTf32 ? 4 : packing == Packing::kHalf ? 2 : 1;
-}
-double RowBytes(Packing packing) {
-  return packing == Packing::kTf32 ? 4 : packing == Packing::kInt8Activations ? 1 : 2;
-}
-// Products that matrix units form in a cycle of a multiprocessor, relative to those of halves.
-double MatrixRate(Packing packing) { return 2 / RowBytes(packing); }
-
-// Tiles of up to 96 columns whose few rows have a warpgroup for their statistics, and leave from registers.
-// (So do those of 128 columns; what they gain does not show where W takes most of the time.)
-bool FewHalves(const Plan& plan, Packing packing) {
-  return packing == Packing::kHalf && plan.tile_columns < 128 && plan.tile_rows <= kMostMomentRows;
-}
-
-// Cycles that a tile's matrix instructions or its loads take (48 bytes each, as measured on an H200: that
-// gives 65.5, 54.6 and 43.7 thousand for tiles of 128 x 256, 192 x 128 and 128 x 128 at K = 4096, where 66.3,
-// 53.5 and 41.6 were counted). Half of widening int8 weights is hidden behind the products, and so are most
-// statistics of one tile of rows; of halves they are, by a warpgroup of their own (H100: tiles of 64 x 16 to
-// 192 x 128 within a tenth).
-double TileCycles(const Problem& p, const Plan& plan, Packing packing) {
-  const auto depth = static_cast<double>(RoundUp(p.k, PieceDepth(packing)));
-  const double size = static_cast<double>(TileGroups(plan.tile_columns)) * kPieceColumns * plan.tile_rows;
-  const double compute = depth * size / (2048.0 * MatrixRate(packing));
-  const double load =
-      depth * (ColumnBytes(packing) * plan.tile_columns + RowBytes(packing) * plan.tile_rows) / 48.0;
-  const bool widened = packing == Packing::kInt8;
-  double statistics = 0;
-  if (ComputesStatistics(plan) && !FewHalves(plan, packing))
-    statistics = depth * (widened && p.m <= plan.tile_rows ? 1.5 : plan.tile_rows / 8.0);
-  return std::max(compute, load + statistics) + (widened ? compute / 2 : 0);
-}
-
-// The shortest K with which narrow tiles were timed: the shorter a call, the more the next one's early start
-// on multiprocessors that it leaves idle is worth.
-constexpr int64_t kLeastNarrowK = 4096;
-
-// Whether a narrow tile is the least that holds all rows, and there are columns enough for one on each
-// multiprocessor, but too many for tiles of 64: those of 128 would leave up to half of the device out (H100:
-// K = 4096, N = 12288 and K = 8192, N = 10240, up to a tenth faster. Where tiles of 64 fit, narrow ones were
-// slower).
-bool NarrowFits(const Problem& p, const Plan& plan, int multiprocessors) {
-  return IsNarrow(plan.tile_columns) && p.k >= kLeastNarrowK && p.m <= plan.tile_rows &&
-         (p.m > plan.tile_rows / 2 || plan.tile_rows == 16) &&
-         CeilDiv(p.n, plan.tile_columns) <= multiprocessors && CeilDiv(p.n, kPieceColumns) > multiprocessors;
-}
-
-// Nine to 16 rows of int8, which kHopper or kStream serves best.
-bool QuantisesFew(const Problem& p, Packing packing) {
-  return packing == Packing::kInt8Activations && p.m > 8 && p.m <= 16;
-}
-
-// A kernel before the product, if only to clear counters, delays it.
-double Delay(const Problem& p, const Plan& plan, Packing packing) {
-  const bool alone = plan.rows == Rows::kInput && (p.norm == NormType::kNone || ComputesStatistics(plan));
-  return alone ? 0 : packing == Packing::kInt8 ? 700 : 2000;
-}
-
-struct Cycles {
-  double multiply;  // all rounds of tiles
-  double memory;    // as long as W takes from memory, and again in part for each further tile of rows
-};
-Cycles HopperCycles(const Problem& p, const Plan& plan, Packing packing, int multiprocessors) {
-  const auto row_tiles = static_cast<double>(CeilDiv(p.m, plan.tile_rows));
-  const double tiles = static_cast<double>(CeilDiv(p.n, plan.tile_columns)) * row_tiles;
-  const auto depth = static_cast<double>(RoundUp(p.k, PieceDepth(packing)));
-  const double size = static_cast<double>(plan.tile_columns) * plan.tile_rows;
-  const double write = FewHalves(plan, packing) ? 500 + 65 * plan.tile_rows
-                                                : 500 + size * static_cast<double>(SizeOf(p.t)) / 26;
-  const double rounds = std::ceil(tiles / multiprocessors);
-  double memory =
-      depth * static_cast<double>(p.n) * ColumnBytes(packing) / 2400.0 * (1 + 0.05 * (row_tiles - 1));
-  // What a multiprocessor takes from memory alone, 18 bytes a cycle, decides against kStream.
-  if (QuantisesFew(p, packing)) memory = std::max(memory, rounds * depth * plan.tile_columns / 18);
-  return {rounds * (TileCycles(p, plan, packing) + write), memory};
-}
-
-// An estimate in cycles of a multiprocessor: the products or W, and a share of the lesser of the two, since
-// neither hides the other completely.
-double HopperCost(const Problem& p, const Plan& plan, Packing packing, int multiprocessors) {
-  const auto row_tiles = static_cast<double>(CeilDiv(p.m, plan.tile_rows));
-  const auto [multiply, memory] = HopperCycles(p, plan, packing, multiprocessors);
-  // Where halves are multiplied, the largest tile is the fastest of those that fill the device as well; those
-  // of 96 and 192 rows take longer than their size tells.
-  const bool largest = plan.tile_columns == 192 && plan.tile_rows == 256;
-  double factor = largest && packing != Packing::kHalf ? 1.03 : 1.0;
-  if (plan.tile_rows == 96) factor = 1.12;
-  if (plan.tile_rows == 192) factor = 1.05;
-  if (IsNarrow(plan.tile_columns)) factor = NarrowFits(p, plan, multiprocessors) ? 0.93 : 1.5;
-  // Each tile of rows widens all weights again.
-  if (packing == Packing::kInt8 && ComputesStatistics(plan)) factor *= 1 + 0.05 * (row_tiles - 1);
-  if (packing == Packing::kHalf && plan.tile_rows <= kMostMomentRows) factor *= 1 + 0.12 * (row_tiles - 1);
-  // Blocks start while those of the call before still run, if there are multiprocessors for both.
-  double crowded = 0;
-  if (FewHalves(plan, packing)) {
-    const double tiles = static_cast<double>(CeilDiv(p.n, plan.tile_columns)) * row_tiles;
-    crowded = 1800 * std::clamp((tiles - multiprocessors / 2.0) / (multiprocessors / 4.0), 0.0, 1.0);
-  }
-  // Clusters bring up to a tenth where many blocks read the same, W takes nearly all of the time, or tiles
-  // are of 192 x 128; else their blocks wait for each other (H100).
-  if (plan.cluster_columns * plan.cluster_rows > 1) {
-    const bool gains = plan.cluster_columns > plan.cluster_rows ? row_tiles == 1
-                       : plan.cluster_columns > 1               ? row_tiles >= 4
-                                                  : memory > 0.7 * multiply || plan.tile_columns == 192;
-    factor *= gains ? 0.96 : 1.02;
-  }
-  return Delay(p, plan, packing) + crowded +
-         factor * (std::max(multiply, memory) + 0.25 * std::min(multiply, memory));
 }
 
 constexpr int kWholeDevice = 64;  // multiprocessors; the smallest of sm_90 that is sold has 78
@@ -201,81 +93,39 @@ bool MayCluster(const Problem& p, const Tile& tile, Packing packing, Cluster clu
          columns * rows <= (size == 4 ? multiprocessors * 3 / 4 : multiprocessors);
 }
 
+// Whether a cluster of so many blocks may share out K of each tile. So many clusters of three, four and eight
+// start at once that 110 to 120 of an H100's multiprocessors are taken, of six 102.
+bool MayCutK(const Problem& p, const Tile& tile, Packing packing, int parts, int multiprocessors) {
+  if (parts == 1) return true;
+  if (std::ranges::find(kParts, parts) == std::end(kParts)) return false;
+  if (tile.family != Family::kHopper || parts > MostParts(packing, TileGroups(tile.columns), tile.rows))
+    return false;
+  if (multiprocessors < kWholeDevice) return false;  // as for clusters
+  const int blocks = parts == 2   ? multiprocessors
+                     : parts <= 4 ? multiprocessors * 7 / 8
+                                  : multiprocessors * 3 / 4;
+  constexpr int64_t kFewestPieces = 2;
+  return CeilDiv(p.k, PieceDepth(packing)) >= kFewestPieces * parts &&
+         CeilDiv(p.n, tile.columns) * CeilDiv(p.m, tile.rows) <= blocks / parts;
+}
+
 // Whether tiles of a family may leave the statistics to blocks that share them out.
-bool MayShare(const Problem& p, const Tile& tile, Rows rows) {
-  return tile.family == Family::kHopper && rows == Rows::kInput && tile.rows > kMostMomentRows &&
-         p.norm != NormType::kNone;
-}
-
-// Whether shared statistics are there by the ends of the tiles that need them: three warps of each block take
-// a few rows in 4500 cycles, longer ones in more; the first tiles lie in eight rows of tiles. Where they are
-// not, a kernel before the product is faster; so it is where W takes longest, which is on its way meanwhile,
-// but for narrow tiles (H100: 3 %).
-bool SharesInTime(const Problem& p, const Plan& plan, Packing packing, int multiprocessors) {
-  if (p.m <= plan.tile_rows && !IsNarrow(plan.tile_columns)) {
-    const auto [multiply, memory] = HopperCycles(p, plan, packing, multiprocessors);
-    if (memory > multiply) return false;
-  }
-  const int64_t tiles = CeilDiv(p.n, plan.tile_columns) * CeilDiv(p.m, plan.tile_rows);
-  const int64_t warps = kSharingWarps * std::min<int64_t>(tiles, multiprocessors);
-  const int64_t at_once = warps * SharedRows(p.k, p.m, warps);
-  const auto cycles = [&](int64_t rows) {
-    return static_cast<double>(CeilDiv(rows, at_once)) *
-           std::max(4500.0, 3000 + static_cast<double>(p.k) / 2);
-  };
-  const double tile = TileCycles(p, plan, packing);
-  return p.m <= at_once || (cycles(std::min<int64_t>(p.m, 8 * plan.tile_rows)) <= tile &&
-                            cycles(p.m) <= static_cast<double>(CeilDiv(tiles, multiprocessors)) * tile);
-}
-
-// In columns of W that a multiprocessor reads; a block reads the rows besides. The widest tile of halves
-// holds so many registers that blocks do not overlap (2 % on an H200). Weights that are widened: in
-// HopperCost's cycles (H100: within a tenth for 9 to 16 rows).
-double StreamCost(const Problem& p, const Plan& plan, Packing packing, int multiprocessors) {
-  const auto blocks = static_cast<double>(CeilDiv(p.n, plan.tile_columns));
-  if (QuantisesFew(p, packing))  // in HopperCost's cycles
-    return Delay(p, plan, packing) + 1100 +
-           static_cast<double>(p.k) * std::max(static_cast<double>(p.n) / (11 * multiprocessors),
-                                               std::ceil(blocks / multiprocessors) * plan.tile_columns / 15);
-  if (packing != Packing::kInt8) {
-    const double alone = packing == Packing::kHalf && plan.tile_columns == 96 ? 1.03 : 1.0;
-    return std::ceil(blocks / multiprocessors) * (plan.tile_columns + 0.25 * plan.tile_rows) * alone;
-  }
-  // A row has twice the bytes of a column. Two blocks together take less time than one after the other.
-  double rounds = std::ceil(blocks / multiprocessors);
-  if (FitsTwice(packing, plan.tile_columns, plan.tile_rows) && blocks > multiprocessors) {
-    const double pairs = std::floor(blocks / (2.0 * multiprocessors)),
-                 rest = blocks - pairs * 2 * multiprocessors;
-    rounds = 1.6 * (pairs + (rest > multiprocessors ? 1 : 0)) + (rest > 0 && rest <= multiprocessors ? 1 : 0);
-  }
-  return Delay(p, plan, packing) + 3700 +
-         0.046 * static_cast<double>(p.k) * rounds * (plan.tile_columns + 1.25 * plan.tile_rows);
-}
-
-// In cycles of a multiprocessor for each element of K: a tile takes as long as its matrix instructions or its
-// loads.
-double TileCost(const Problem& p, const Plan& plan, Packing packing, int multiprocessors) {
-  const auto tiles = static_cast<double>(CeilDiv(p.n, plan.tile_columns) * CeilDiv(p.m, plan.tile_rows));
-  const double compute = plan.tile_columns * plan.tile_rows / (1024.0 * MatrixRate(packing));
-  const double load = (ColumnBytes(packing) * plan.tile_columns + RowBytes(packing) * plan.tile_rows) / 32.0;
-  return std::ceil(tiles / multiprocessors) * std::max(compute, load);
-}
-
-// Comparable within a family, and between kHopper and kStream for weights that are widened.
-double Cost(const Problem& p, const Plan& plan, Packing packing, int multiprocessors) {
-  if (plan.family == Family::kStream) return StreamCost(p, plan, packing, multiprocessors);
-  if (plan.family == Family::kTile) return TileCost(p, plan, packing, multiprocessors);
-  return HopperCost(p, plan, packing, multiprocessors);
+bool MayShare(const Problem& p, const Plan& plan, Packing packing) {
+  return plan.family == Family::kHopper && plan.rows == Rows::kInput && plan.k_parts == 1 &&
+         !ComputesStatistics(plan, packing) && p.norm != NormType::kNone;
 }
 
 // Few rows are read once, whatever the device. More than eight of halves rather by copies that hold no
-// registers; with weights that must be widened, or rows that are quantised, by whichever costs less. What
-// else there is goes to kTile where there is no wgmma.
-int OrderOf(Family family, const Problem& p, Packing packing) {
+// registers; fewer too, but for short K, whose time are starts and ends, and where columns take more than one
+// round. With weights that must be widened, or rows that are quantised, by whichever costs less. What else
+// there is goes to kTile where there is no wgmma.
+int OrderOf(Family family, const Problem& p, Packing packing, int multiprocessors) {
   if (family == Family::kTile) return 2;
   if (QuantisesFew(p, packing) || (p.m > 8 && packing == Packing::kInt8)) return 0;
-  const Family first = p.m > 8 && packing == Packing::kHalf ? Family::kHopper : Family::kStream;
-  return family == first ? 0 : 1;
+  constexpr int64_t kShort = 1536, kWidest = 128;
+  const bool copies =
+      packing == Packing::kHalf && (p.m > 8 || (p.k >= kShort && CeilDiv(p.n, kWidest) <= multiprocessors));
+  return family == (copies ? Family::kHopper : Family::kStream) ? 0 : 1;
 }
 
 bool ServesRows(const Plan& plan, const Problem& p, Packing packing) {
@@ -315,9 +165,11 @@ bool Serves(const Plan& plan, const Problem& p, const Device& device, Packing pa
   if (plan.rows != RowsOf(p, packing, aligned)) return false;
   const bool there = std::ranges::any_of(kTiles, [&](const Tile& tile) {
     const Cluster cluster{plan.cluster_columns, plan.cluster_rows};
-    return PlanOf(tile, plan.rows, cluster, plan.shares) == plan &&
-           (!plan.shares || MayShare(p, tile, plan.rows)) &&
-           MayCluster(p, tile, packing, cluster, device.multiprocessors);
+    return PlanOf(tile, plan.rows, cluster, plan.k_parts, plan.shares) == plan &&
+           (!plan.shares || MayShare(p, plan, packing)) &&
+           MayCluster(p, tile, packing, cluster, device.multiprocessors) &&
+           (plan.k_parts == 1 || (cluster.columns == 1 && cluster.rows == 1 &&
+                                  MayCutK(p, tile, packing, plan.k_parts, device.multiprocessors)));
   });
   if (plan.family == Family::kHopper) {
     if (!HasHopperTile(packing, TileGroups(plan.tile_columns), plan.tile_rows)) return false;
@@ -330,20 +182,26 @@ std::vector<Plan> Candidates(const Problem& p, const Device& device, Packing pac
   std::vector<Plan> plans;
   if (packing != Packing::kNone && p.m > 0) {
     const Rows rows = RowsOf(p, packing, aligned);
-    for (const Tile& tile : kTiles)
+    for (const Tile& tile : kTiles) {
       for (const Cluster& cluster : kClusters) {
         Plan plan = PlanOf(tile, rows, cluster);
         if (!Serves(plan, p, device, packing, aligned)) continue;
         // Of those that differ in this alone, the one that is expected to be faster is first.
-        if (MayShare(p, tile, rows)) {
+        if (MayShare(p, plan, packing)) {
           plan.shares = SharesInTime(p, plan, packing, device.multiprocessors);
           plans.push_back(plan);
           plan.shares = !plan.shares;
         }
         plans.push_back(plan);
       }
+      for (const int parts : kParts) {
+        const Plan plan = PlanOf(tile, rows, {1, 1}, parts);
+        if (parts > 1 && Serves(plan, p, device, packing, aligned)) plans.push_back(plan);
+      }
+    }
     std::ranges::stable_sort(plans, {}, [&](const Plan& plan) {
-      return std::pair(OrderOf(plan.family, p, packing), Cost(p, plan, packing, device.multiprocessors));
+      return std::pair(OrderOf(plan.family, p, packing, device.multiprocessors),
+                       Cost(p, plan, packing, device.multiprocessors));
     });
   }
   plans.push_back(Plan{});
@@ -368,10 +226,11 @@ std::vector<Plan> Alternatives(const Problem& p, const Device& device, Packing p
   return plans;
 }
 
-bool ComputesStatistics(const Plan& plan) {
+bool ComputesStatistics(const Plan& plan, Packing packing) {
   if (plan.rows != Rows::kInput && plan.rows != Rows::kPadded) return false;
   return plan.family == Family::kStream ||
-         (plan.family == Family::kHopper && plan.tile_rows <= kMostMomentRows);
+         (plan.family == Family::kHopper && plan.cluster_columns * plan.cluster_rows == 1 &&
+          TakesMoments(packing, plan.tile_rows, plan.k_parts > 1));
 }
 
 std::string ToString(const Plan& plan) {
@@ -389,6 +248,7 @@ std::string ToString(const Plan& plan) {
     add(", clusters of ", plan.cluster_columns);
     add("x", plan.cluster_rows);
   }
+  if (plan.k_parts > 1) add(", parts of K: ", plan.k_parts);
   text.append(", rows ").append(kRows[static_cast<int>(plan.rows)]);
   return plan.shares ? text.append(", shared statistics") : text;
 }

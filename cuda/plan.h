@@ -51,6 +51,7 @@ struct Plan {
   int tile_rows = 0;     // rows of the input that a block computes at a time; 0: the family has no choice
   int tile_columns = 0;  // columns of W likewise
   int cluster_columns = 1, cluster_rows = 1;  // tiles of a cluster of blocks
+  int k_parts = 1;                            // blocks, a cluster, that share out K of each tile
   bool shares = false;  // blocks of the product share the rows' statistics out; none before takes them
 
   friend bool operator==(const Plan&, const Plan&) = default;
@@ -76,7 +77,7 @@ std::vector<Plan> Alternatives(const Problem& problem, const Device& device, Pac
 bool Serves(const Plan& plan, const Problem& problem, const Device& device, Packing packing, bool aligned);
 
 // Whether each block of the product takes the statistics of the rows that it reads.
-bool ComputesStatistics(const Plan& plan);
+bool ComputesStatistics(const Plan& plan, Packing packing);
 
 std::string ToString(const Plan& plan);
 

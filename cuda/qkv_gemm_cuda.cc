@@ -95,7 +95,7 @@ cudaError_t Run(const Problem& p, const Operands& o, const Plan& plan, Packing p
   // Where rows are read as they are and the product finds out what it needs of them, there is nothing to
   // prepare.
   const bool statistics =
-      product.statistics != nullptr && product.counters == nullptr && !ComputesStatistics(plan);
+      product.statistics != nullptr && product.counters == nullptr && !ComputesStatistics(plan, packing);
   const bool prepared = statistics || plan.rows != Rows::kInput || o.norm != nullptr;
   if (prepared)
     if (const cudaError_t e = PrepareRows(p, o, plan.rows, product, stream)) return e;

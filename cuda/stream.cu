@@ -70,7 +70,7 @@ cudaError_t RunStream(const Problem& problem, const Plan& plan, Packing packing,
                       cudaStream_t stream) {
   if (product.m > plan.tile_rows) return cudaErrorInvalidValue;
   const Params p{product, product.pitch * RowElementBytes(problem, plan.rows),
-                 ComputesStatistics(plan) ? problem.norm : NormType::kNone, problem.epsilon};
+                 ComputesStatistics(plan, packing) ? problem.norm : NormType::kNone, problem.epsilon};
   return problem.t == DType::kFloat     ? RunPacking<float>(plan, packing, p, stream)
          : problem.t == DType::kFloat16 ? RunPacking<__half>(plan, packing, p, stream)
                                         : RunPacking<__nv_bfloat16>(plan, packing, p, stream);

@@ -155,8 +155,8 @@ def peers(args, weights, x):
 
 
 def short(plan):
-    """A plan's name as tables have it: family, columns x rows of a tile, tiles of a cluster."""
-    name = re.sub(r", rows \w+|, shared statistics", "", plan).replace(", clusters of", ",")
+    """A plan's name as tables have it: family, columns x rows of a tile, tiles of a cluster or blocks that share out K."""
+    name = re.sub(r", rows \w+|, shared statistics", "", plan).replace(", clusters of", ",").replace(", parts of K:", ", K /")
     return re.sub(r"(\d)x(\d)", r"\1 x \2", name)
 
 

@@ -29,6 +29,7 @@ class Builder {
     Large();
     Clusters();
     Narrow();
+    Parts();
     return std::move(cases_);
   }
 
@@ -125,6 +126,14 @@ class Builder {
           added.input_aligned = added.outputs_aligned = true, added.unwanted = 0;
         }
     for (int64_t n : {2200, 2704}) Vary(Add("narrow", 300, 8, n, DType::kFloat16, DType::kFloat16));
+  }
+
+  // K that several blocks share out: long, of few columns and rows.
+  void Parts() {
+    for (DType t : {DType::kFloat16, DType::kBFloat16})
+      for (int64_t m : {1, 16, 31, 64, 100, 128})
+        for (int64_t k : {256, 520, 1000, 4096})
+          for (int64_t n : {64, 130, 704}) Vary(Add("parts", m, k, n, t, t));
   }
 
   void Types() {

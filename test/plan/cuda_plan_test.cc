@@ -72,7 +72,7 @@ void CheckPlans(const Problem& p, const Device& d, Packing packing, bool aligned
     Expect(d.architecture >= 75, "matrix instructions on a device that lacks them", p, d, packing, aligned,
            all[i]);
     Expect(all[i].family != Family::kHopper || !IsNarrow(all[i].tile_columns) ||
-               (packing == Packing::kHalf && all[i].tile_rows <= 64),
+               (packing == Packing::kHalf && all[i].tile_rows <= 32),
            "a narrow tile that no kernel has", p, d, packing, aligned, all[i]);
     Expect(all[i].family != Family::kHopper || d.architecture == 90, "wgmma outside of sm_90", p, d, packing,
            aligned, all[i]);
@@ -110,39 +110,51 @@ void CheckMeasured() {
     int64_t k, n, m;
     const char* best;
   };
-  static constexpr Measured kMeasured[] = {{4096, 12288, 8, "stream 48x8"},
+  static constexpr Measured kMeasured[] = {{4096, 12288, 8, "hopper 96x16"},
                                            {4096, 12288, 16, "hopper 96x16"},
                                            {4096, 12288, 32, "hopper 96x32"},
-                                           {4096, 12288, 64, "hopper 96x64"},
+                                           {4096, 12288, 64, "hopper 128x64"},
                                            {8192, 10240, 16, "hopper 80x16"},
                                            {8192, 10240, 32, "hopper 80x32"},
-                                           {8192, 10240, 64, "hopper 80x64"},
-                                           {4096, 6144, 1, "stream 48x8"},
-                                           {4096, 6144, 16, "hopper 64x16"},
-                                           {2560, 7680, 16, "hopper 64x16"},
-                                           {5120, 7168, 16, "hopper 64x16"},
-                                           {4096, 12288, 128, "hopper 128x128, clusters of 4x1"},
+                                           {8192, 10240, 64, "hopper 128x64"},
+                                           {4096, 12288, 128, "hopper 128x128"},
                                            {4096, 12288, 256, "hopper 192x128, clusters of 1x2"},
                                            {4096, 12288, 512, "hopper 192x256"},
                                            {4096, 12288, 2048, "hopper 192x256"},
-                                           {4096, 6144, 64, "hopper 64x64"},
-                                           {768, 2304, 1, "stream 32x8"},
-                                           {768, 2304, 16, "hopper 64x16"},
-                                           {768, 2304, 64, "hopper 64x32"},
                                            {8192, 10240, 512, "hopper 192x256"},
+                                           {768, 2304, 1, "stream 32x8"},
+                                           {768, 2304, 8, "stream 32x8"},
+                                           {1024, 3072, 8, "stream 32x8"},
                                            {768, 2304, 2048, "hopper 192x192"},
                                            {768, 2304, 4096, "hopper 192x192"},
-                                           {2048, 3072, 64, "hopper 64x64"},
                                            {1024, 3072, 64, "hopper 64x64"},
-                                           {2048, 3072, 192, "hopper 64x96"},
-                                           {4096, 6144, 96, "hopper 64x96"},
                                            {1024, 3072, 1536, "hopper 192x192"},
                                            {2048, 3072, 1536, "hopper 192x192"},
                                            {2048, 3072, 512, "hopper 128x128, clusters of 2x2"},
                                            {1024, 3072, 512, "hopper 128x128, clusters of 2x2"},
                                            {2048, 3072, 384, "hopper 128x96, clusters of 2x2"},
                                            {2048, 3072, 1024, "hopper 192x128, clusters of 1x2"},
-                                           {4096, 6144, 512, "hopper 192x128, clusters of 1x2"}};
+                                           {4096, 6144, 512, "hopper 192x128, clusters of 1x2"},
+                                           {3072, 768, 1, "hopper 64x16, parts of K: 6"},
+                                           {3072, 768, 16, "hopper 64x16, parts of K: 6"},
+                                           {3072, 768, 64, "hopper 64x64, parts of K: 6"},
+                                           {4096, 1024, 16, "hopper 64x16, parts of K: 6"},
+                                           {4096, 4096, 1, "hopper 128x16, parts of K: 3"},
+                                           {4096, 4096, 16, "hopper 128x16, parts of K: 3"},
+                                           {4096, 4096, 64, "hopper 128x64, parts of K: 3"},
+                                           {768, 2304, 16, "hopper 128x16, parts of K: 3"},
+                                           {2048, 3072, 16, "hopper 128x16, parts of K: 4"},
+                                           {2048, 3072, 64, "hopper 128x64, parts of K: 4"},
+                                           {2560, 7680, 16, "hopper 128x16, parts of K: 2"},
+                                           {3072, 5120, 16, "hopper 128x16, parts of K: 2"},
+                                           {3584, 4608, 16, "hopper 128x16, parts of K: 3"},
+                                           {4096, 6144, 1, "hopper 128x16, parts of K: 2"},
+                                           {4096, 6144, 16, "hopper 128x16, parts of K: 2"},
+                                           {4096, 6144, 64, "hopper 128x64, parts of K: 2"},
+                                           {4096, 6144, 128, "hopper 128x128, parts of K: 2"},
+                                           {4096, 6144, 96, "hopper 64x96"},
+                                           {2048, 3072, 192, "hopper 64x96"},
+                                           {5120, 7168, 16, "hopper 128x16, parts of K: 2"}};
   static constexpr Measured kMeasuredInt8[] = {
       {4096, 12288, 1, "stream 48x8"},       {4096, 12288, 32, "hopper 128x32"},
       {4096, 12288, 64, "hopper 128x64"},    {4096, 12288, 512, "hopper 192x128"},
@@ -159,11 +171,11 @@ void CheckMeasured() {
   static constexpr Measured kShared[] = {
       {768, 2304, 128, "yes"},   {768, 2304, 256, "yes"},    {768, 2304, 512, "yes"},
       {768, 2304, 1024, "yes"},  {768, 2304, 2048, "yes"},   {768, 2304, 4096, "yes"},
-      {1024, 3072, 512, "yes"},  {1024, 3072, 1024, "yes"},  {2048, 3072, 256, "yes"},
+      {1024, 3072, 512, "yes"},  {1024, 3072, 1024, "yes"},  {1024, 3072, 64, "yes"},
       {2048, 3072, 1024, "yes"}, {4096, 6144, 512, "yes"},   {4096, 12288, 128, "yes"},
-      {4096, 12288, 512, "yes"}, {4096, 12288, 4096, "yes"}, {4096, 12288, 64, "yes"},
-      {8192, 10240, 64, "yes"},  {4096, 6144, 64, "yes"},    {2048, 3072, 64, "yes"},
-      {2048, 14336, 64, "no"},   {4096, 14336, 64, "no"},    {8192, 14336, 128, "no"}};
+      {4096, 12288, 512, "yes"}, {4096, 12288, 4096, "yes"}, {8192, 10240, 64, "yes"},
+      {3072, 9216, 64, "yes"},   {4096, 12288, 64, "no"},    {2048, 14336, 64, "no"},
+      {4096, 14336, 64, "no"},   {8192, 14336, 128, "no"}};
   const auto plan_of = [](const Measured& measured, DType tw = DType::kFloat16) {
     Problem p;
     p.k = measured.k, p.n = measured.n, p.m = measured.m;
@@ -187,37 +199,6 @@ void CheckMeasured() {
   for (const Measured& measured : kMeasured) expect(measured, tile_of(plan_of(measured)));
   for (const Measured& measured : kMeasuredInt8) expect(measured, tile_of(plan_of(measured, DType::kInt8)));
   for (const Measured& measured : kShared) expect(measured, plan_of(measured).shares ? "yes" : "no");
-}
-
-// Narrow tiles are taken where they are the least that hold all rows and leave no more than one to a
-// multiprocessor, whatever the norm and whether or not rows are copied first.
-void CheckNarrow() {
-  struct Expected {
-    int64_t k, n, m;
-    int columns;  // 0: a whole tile
-    int rows;
-  };
-  static constexpr Expected kExpected[] = {
-      {4096, 8448, 16, 0, 0},    {4096, 8449, 16, 80, 16},  {4096, 10560, 32, 80, 32},
-      {4096, 10561, 16, 96, 16}, {4096, 12672, 64, 96, 64}, {4096, 12673, 16, 0, 0},
-      {4096, 12288, 17, 96, 32}, {4096, 12288, 33, 96, 64}, {4096, 12288, 65, 0, 0},
-      {4095, 12288, 32, 0, 0},   {768, 9216, 32, 0, 0}};
-  for (const Expected& expected : kExpected)
-    for (const NormType norm : {NormType::kLayerNorm, NormType::kNone})
-      for (const bool aligned : {true, false}) {
-        Problem p;
-        p.k = expected.k, p.n = expected.n, p.m = expected.m;
-        p.t = p.tw = DType::kFloat16, p.norm = norm;
-        const int64_t splits[] = {p.n};
-        p.splits = splits;
-        const Device device{90, 132};
-        const Plan plan = MakePlan(p, device, Packing::kHalf, aligned);
-        const bool right = expected.columns == 0
-                               ? !IsNarrow(plan.tile_columns)
-                               : plan.tile_columns == expected.columns && plan.tile_rows == expected.rows;
-        Expect(plan.family == Family::kHopper && right, "another narrow tile, or none, was expected", p,
-               device, Packing::kHalf, aligned, plan);
-      }
 }
 
 // Plans that no kernel can run are refused, wherever they come from.
@@ -273,14 +254,39 @@ void CheckRefused() {
   }
   Plan narrow = good;
   narrow.tile_columns = 96;
+  refuse(narrow, "a narrow tile of many rows");
+  narrow.tile_rows = 32;
   Expect(Serves(narrow, p, device, Packing::kHalf, true), "a narrow tile is refused", p, device,
          Packing::kHalf, true, narrow);
   Problem widened = p;
   widened.tw = DType::kInt8, widened.scale_layout = ScaleLayout::kColumnGroups, widened.scale_groups = p.n;
-  Expect(!Serves(narrow, widened, device, Packing::kInt8, true), "a narrow tile of int8 weights", widened,
-         device, Packing::kInt8, true, narrow);
+  const auto refuse_widened = [&](const Plan& plan, const char* what) {
+    Expect(!Serves(plan, widened, device, Packing::kInt8, true), what, widened, device, Packing::kInt8, true,
+           plan);
+  };
+  refuse_widened(narrow, "a narrow tile of int8 weights");
   narrow.cluster_columns = 4;
   refuse(narrow, "a cluster of narrow tiles");
+  // 3 tiles of rows, and 12 of columns.
+  Plan parts = good;
+  parts.k_parts = 3;
+  Expect(Serves(parts, p, device, Packing::kHalf, true), "parts of K are refused", p, device, Packing::kHalf,
+         true, parts);
+  refuse_widened(parts, "parts of K of int8 weights");
+  Expect(!Serves(parts, p, part, Packing::kHalf, true), "parts of K in a part of a device", p, part,
+         Packing::kHalf, true, parts);
+  for (const int k_parts : {-2, 0, 4, 5, 8}) {  // 4: more blocks than start at once
+    parts.k_parts = k_parts;
+    refuse(parts, "parts of K that no kernel has, or too many");
+  }
+  parts.k_parts = 2;
+  p.k = 192;
+  refuse(parts, "parts of K with one piece");
+  p.k = 768;
+  parts.cluster_rows = 2;
+  refuse(parts, "parts of K and a cluster");
+  parts.cluster_rows = 1, parts.tile_rows = 128, parts.shares = true;
+  refuse(parts, "parts of K and shared statistics");
   Plan few = good;
   few.tile_rows = 32, few.shares = true;
   refuse(few, "shared statistics of tiles that take them themselves");
@@ -356,7 +362,6 @@ int main(int argc, char** argv) {
     }
   }
   CheckMeasured();
-  CheckNarrow();
   CheckRefused();
   CheckTf32();
   const Plan generic;
