@@ -58,7 +58,9 @@ describe('tuning on CUDA', function () {
       ]);
       for (const entry of entries) {
         expect(field(entry, 'device')).to.match(/ sm_\d+, \d+ multiprocessors, driver .* for CUDA \d+$/);
-        expect(entry.plan).to.match(/^(stream|tile|hopper) \d+x\d+, (clusters of \dx\d, |parts of K: \d, )?rows /);
+        expect(entry.plan).to.match(
+          /^(stream|tile|hopper) \d+x\d+, (clusters of \dx\d, |parts of K: \d, )?rows /,
+        );
         // Up to 16 rows of floats keep their accuracy, which stream plans alone do.
         if (form.type === DataType.float && Number(field(entry, 'rows')) <= 16)
           expect(entry.plan).to.match(/^stream /);
