@@ -116,8 +116,7 @@ cudaError_t Each(const Visit& visit) {
 #define QKV_VISIT(groups, tokens)                                                                        \
   if constexpr (HasHopperTile(kPacking, groups, tokens)) QKV_VISIT_AS(groups, tokens, Blocks::kAlone)    \
   if constexpr (HasClusterTile(kPacking, groups, tokens)) QKV_VISIT_AS(groups, tokens, Blocks::kCluster) \
-  if constexpr (MostParts(kPacking, groups, tokens) > 1)                                 \
-  QKV_VISIT_AS(groups, tokens, Blocks::kParts)
+  if constexpr (MostParts(kPacking, groups, tokens) > 1) QKV_VISIT_AS(groups, tokens, Blocks::kParts)
   QKV_HOPPER_TILES(QKV_VISIT)
 #undef QKV_VISIT
 #undef QKV_VISIT_AS
