@@ -43,13 +43,13 @@ class StatisticsRole {
       for (int kb = 0; kb < block_.Pieces(); ++kb) {
         Chunks chunks;
         Load(chunks, ring);
-        Release(ring, chunks);
+        Release(ring);
         Add(sums, chunks, kb);
       }
       Write(sums, count);
       if (C::kStaged && block_.WritesResults()) {  // the stage for the results
         BarrierWait(block_.Full(ring.stage), ring.parity);
-        Release(ring, {});
+        Release(ring);
       }
     }
   }
@@ -61,14 +61,11 @@ class StatisticsRole {
       LoadVector(chunks[c],
                  block_.Stage(ring.stage) + row_ * 128 + (((part_ * kChunks + c) ^ (row_ & 7)) * 16));
   }
-  // Once all lanes have their chunks: loads that are still on their way are overtaken by the signal, and then
-  // by the copy engine. That the signal depends on what they bring costs less than a fence.
-  __device__ __forceinline__ void Release(Ring& ring, const Chunks& chunks) const {
-    uint32_t loaded = 0;
-#pragma unroll
-    for (int c = 0; c < kChunks; ++c) loaded |= chunks[c][0];
-    loaded = __reduce_or_sync(~0u, loaded);
-    if (Lane() == 0) BarrierArrive(block_.Empty(ring.stage) + (loaded & zero_));
+  __device__ __forceinline__ void Release(Ring& ring) const {
+    // Loads that are still on their way are overtaken by the signal, and then by the copy engine.
+    FenceForCopies();
+    __syncwarp();
+    if (Lane() == 0) BarrierArrive(block_.Empty(ring.stage));
     ring.Next(C::kStages);
   }
 
@@ -115,7 +112,6 @@ class StatisticsRole {
   const Block<C>& block_;
   const Params& p_;
   const int row_, part_;
-  const uint32_t zero_ = blockIdx.y;  // which the compiler does not know
 };
 
 }  // namespace qkvgemm::cuda::hopper

@@ -26,7 +26,7 @@ double MatrixRate(Packing packing) { return 2 / RowBytes(packing); }
 // Tiles of few rows of halves, which take their statistics themselves: PiecesCycles() knows them.
 bool FewHalves(const Plan& plan, Packing packing) {
   return packing == Packing::kHalf && plan.family == Family::kHopper &&
-         plan.tile_rows <= (plan.k_parts > 1 ? 64 : 32);
+         TakesMoments(packing, plan.tile_rows, plan.k_parts > 1);
 }
 
 // Cycles that such a tile takes, and the writing of its results. A piece of K takes 160 whatever the tile,
@@ -59,7 +59,7 @@ double TileCycles(const Problem& p, const Plan& plan, Packing packing) {
   const bool widened = packing == Packing::kInt8;
   double statistics = 0;
   if (ComputesStatistics(plan, packing))
-    statistics = depth * (widened && p.m <= plan.tile_rows ? 1.5 : plan.tile_rows / 8.0);
+    statistics = depth * (p.m <= plan.tile_rows ? 1.5 : plan.tile_rows / 8.0);
   return std::max(compute, load + statistics) + (widened ? compute / 2 : 0);
 }
 
