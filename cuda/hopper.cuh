@@ -95,8 +95,9 @@ class Producer {
     }
     if constexpr (C::kWiden)
       CopyBulk(block_.Stage(stage) + C::kFactorsAt,
-               static_cast<const char*>(p_.factors) + static_cast<int64_t>(kb) * kFactorBytes, kFactorBytes,
-               full, PolicyEvictNormal());
+               static_cast<const char*>(p_.factors) +
+                   static_cast<int64_t>(block_.FirstPiece() + kb) * kFactorBytes,
+               kFactorBytes, full, PolicyEvictNormal());
   }
   __device__ __forceinline__ void LoadRows(const Place& place, int kb, int stage) const {
     if constexpr (C::kCluster) {
@@ -223,6 +224,7 @@ class Consumer {
 
   // The same for int8 weights, which are widened for the next stage while this one is multiplied.
   __device__ __forceinline__ void MultiplyWidened(typename C::Accumulators& sums) {
+    const int pieces = block_.Pieces();
     uint32_t a[2][4][4];
     WidenStage(a[0]);
     const auto step = [&](int kb, const uint32_t(&now)[4][4], uint32_t(&next)[4][4])
@@ -237,11 +239,11 @@ class Consumer {
       if (kb > 0) Release(last_);
       last_ = stage;
       ring_.Next(C::kStages);
-      if (kb + 1 < p_.pieces_per_row) WidenStage(next);
+      if (kb + 1 < pieces) WidenStage(next);
     };
-    for (int kb = 0; kb < p_.pieces_per_row; kb += 2) {
+    for (int kb = 0; kb < pieces; kb += 2) {
       step(kb, a[0], a[1]);
-      if (kb + 1 < p_.pieces_per_row) step(kb + 1, a[1], a[0]);
+      if (kb + 1 < pieces) step(kb + 1, a[1], a[0]);
     }
   }
   __device__ __forceinline__ void WidenStage(uint32_t (&a)[4][4]) const {

@@ -95,9 +95,9 @@ struct Entry {
 // The tiles: groups of 64 columns, and rows. cuda/plan.cc has the same list, and narrow ones, which are
 // served by the kernel of as many groups.
 // clang-format off
-#define QKV_HOPPER_TILES(F)                                       \
-  F(1, 16) F(2, 16) F(1, 32) F(2, 32) F(1, 64) F(2, 64) F(1, 96)  \
-  F(2, 96) F(2, 128) F(3, 128) F(3, 192) F(2, 256) F(3, 256)
+#define QKV_HOPPER_TILES(F)                                                \
+  F(1, 16) F(2, 16) F(3, 16) F(1, 32) F(2, 32) F(3, 32) F(1, 64) F(2, 64)  \
+  F(3, 64) F(1, 96) F(2, 96) F(2, 128) F(3, 128) F(3, 192) F(2, 256) F(3, 256)
 // clang-format on
 
 struct Key {

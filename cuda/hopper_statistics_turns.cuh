@@ -1,6 +1,7 @@
 // Row statistics where weights are widened: stages follow each other too fast for a warp to read each.
 #pragma once
 
+#include "cuda/hopper_parts.cuh"
 #include "cuda/hopper_tile.cuh"
 #include "cuda/moments.cuh"
 
@@ -34,7 +35,7 @@ class StatisticsInTurns {
     for (int tile = block_.first; tile < block_.Tiles(); tile += block_.step, ++count) {
       ShiftedSums<kCentred> sums[kRows];
       int turn = 0;
-      for (int kb = 0; kb < p_.pieces_per_row; ++kb) {
+      for (int kb = 0; kb < block_.Pieces(); ++kb) {
         // Each warp waits for every stage and gives it back, also those of the others: a barrier tells a
         // phase from the next but one only by who has not arrived.
         BarrierWait(block_.Full(ring.stage), ring.parity);
@@ -64,7 +65,8 @@ class StatisticsInTurns {
   template <bool kCentred>
   __device__ __forceinline__ void Add(ShiftedSums<kCentred> (&sums)[kRows],
                                       const uint32_t (&raw)[kRows][kChunks][4], int kb) const {
-    const int left = p_.k - kb * C::kPieceDepth - FirstChunk() * 8;  // values, from this lane's first on
+    // Values, from this lane's first on.
+    const int left = p_.k - (block_.FirstPiece() + kb) * C::kPieceDepth - FirstChunk() * 8;
     if (kb < C::kStatisticsWarps)
       Each<1>(raw, [&](int i, int, const float(&v)[8]) { sums[i].Start(v, min(max(left, 0), 8)); });
     if (left >= kChunks * 8) {
@@ -111,9 +113,17 @@ class StatisticsInTurns {
         LoadVector(raw, block_.StatisticsPart(w) + row * 16);
         all.Merge({__uint_as_float(raw[0]), __uint_as_float(raw[1]), __uint_as_float(raw[2])});
       }
+      if constexpr (C::kParts) {
+        if (!block_.WritesResults()) {
+          SendMoments<C>(block_, row, all);
+          continue;
+        }
+        MergeMoments<C>(block_, row, all);
+      }
       block_.WriteStatistics(row, all.mean,
                              InverseDeviation(all.squares, static_cast<float>(p_.k), p_.epsilon));
     }
+    if (!block_.WritesResults()) return;
     __syncwarp();
     BarrierArrive(block_.StatisticsFull());
     block_.SyncStatistics();  // the parts have been read

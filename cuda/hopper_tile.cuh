@@ -26,10 +26,11 @@ struct Maps {
   CUtensorMap rows, y[kMaxSplits];
 };
 
-// Rows of a tile whose results leave together: a multiple of 16, of which a tile has one or an even number.
-constexpr int ChunkRows(int rows) {
+// Rows of a tile whose results leave together, `most` of them: a multiple of 16, of which a tile has one or
+// an even number.
+constexpr int ChunkRows(int rows, int most) {
   int chunks = 1;
-  while (rows / chunks > 80) chunks *= 2;
+  while (rows / chunks > most) chunks *= 2;
   return rows / chunks;
 }
 
@@ -60,7 +61,8 @@ struct Config {
   static constexpr int kStatisticsWarps = !kMoments ? 0 : kStatisticsGroup ? 4 : 3;
   static constexpr int kThreads = (kGroups + 1 + kStatisticsGroup) * 128;
   // 0: what the threads get evenly is enough.
-  static constexpr int kConsumerRegisters = kGroups == 3     ? kTokens == 256 ? 160 : 152
+  static constexpr int kConsumerRegisters = kTokens < 128    ? 0
+                                            : kGroups == 3   ? kTokens == 256 ? 160 : 152
                                             : kTokens == 256 ? 208
                                                              : 0;
   static constexpr int kProducerRegisters = (kGroups == 3 ? 512 : 504) - kGroups * kConsumerRegisters;
@@ -83,8 +85,8 @@ struct Config {
   // Many rows of halves leave in chunks through a stage that is not filled at the end of each tile, each
   // warpgroup's from one or two places in it.
   static constexpr bool kStaged = sizeof(T) == 2 && kTokens > 32;
-  static constexpr int kChunkRows = ChunkRows(kTokens), kChunks = kTokens / kChunkRows,
-                       kChunkBytes = kChunkRows * 128;
+  static constexpr int kChunkRows = ChunkRows(kTokens, std::min(80, kStageBytes / (kGroups * 128))),
+                       kChunks = kTokens / kChunkRows, kChunkBytes = kChunkRows * 128;
   static constexpr int kPlaces = std::min({kChunks, 2, kStageBytes / (kGroups * kChunkBytes)});
   static constexpr int kRounds = kChunks / kPlaces;  // in which a tile's chunks fill the places
   static_assert(kChunkRows % 16 == 0);

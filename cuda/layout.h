@@ -81,22 +81,25 @@ constexpr int SharedRows(int64_t k, int64_t rows, int64_t warps) {
 }
 constexpr int kSharingWarps = 3;  // of a block
 // Whether a Hopper tile takes the statistics of its rows itself: of halves a warpgroup beside those that
-// multiply, where weights are widened three warps. Those of 64 rows take longer than a tile's loads, but less
-// than a kernel before where a block has only a part of K. Blocks of clusters that load for each other take
-// none.
+// multiply, where weights are widened three warps. Those of 64 rows take longer than a tile's loads, but of
+// halves less than a kernel before where a block has only a part of K. Blocks of clusters that load for each
+// other take none.
 constexpr bool TakesMoments(Packing packing, int rows, bool parts) {
-  return (packing == Packing::kHalf || packing == Packing::kInt8) && rows <= (parts ? 64 : 32);
+  return packing == Packing::kHalf ? rows <= (parts ? 64 : 32) : packing == Packing::kInt8 && rows <= 32;
 }
 
-// Groups of 64 columns of a Hopper tile. In a narrow one the last is not whole, but a multiple of 16; for up
-// to 32 rows, whose wasted products are hidden behind memory.
+// Groups of 64 columns of a Hopper tile. In a narrow one the last is not whole, but a multiple of 16; for few
+// rows, whose wasted products are hidden behind memory.
 constexpr int TileGroups(int columns) { return static_cast<int>(CeilDiv(columns, kPieceColumns)); }
 constexpr bool IsNarrow(int columns) { return columns % kPieceColumns != 0; }
-constexpr bool MayBeNarrow(Packing packing, int rows) { return packing == Packing::kHalf && rows <= 32; }
+constexpr bool MayBeNarrow(Packing packing, int rows, bool parts) {
+  return packing == Packing::kHalf && rows <= (parts ? 64 : 32);
+}
 
-// Groups and rows of the Hopper tiles; widened weights leave the two largest no registers.
+// Groups and rows of the Hopper tiles of blocks that have one each: those of three groups and few rows are
+// for blocks that share out K, and widened weights leave the two largest no registers.
 constexpr bool HasHopperTile(Packing packing, int groups, int rows) {
-  return packing != Packing::kInt8 || groups < 3 || rows < 192;
+  return groups < 3 || (rows >= 128 && (packing != Packing::kInt8 || rows < 192));
 }
 
 // The tiles that clusters of blocks have.
@@ -107,9 +110,9 @@ constexpr bool HasClusterTile(Packing packing, int groups, int rows) {
 // The parts of K in which a cluster of blocks may compute a tile, at most; 1: it may not. Each block but the
 // first hands its sums to that one, which has room for all of them.
 constexpr int MostParts(Packing packing, int groups, int rows) {
-  if (packing != Packing::kHalf) return 1;
-  if (rows <= 64) return groups == 1 ? 8 : groups == 2 ? 4 : 1;
-  return groups == 2 && rows == 128 ? 2 : 1;
+  if (packing != Packing::kHalf && packing != Packing::kInt8) return 1;
+  if (rows <= 64) return groups == 1 ? 8 : groups == 2 || rows <= 32 ? 4 : 3;
+  return packing == Packing::kHalf && groups == 2 && rows == 128 ? 2 : 1;
 }
 
 // Tiles of kStream of which two run on a multiprocessor: while one widens int8 weights, memory serves the

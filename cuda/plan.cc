@@ -42,12 +42,15 @@ constexpr Tile kTiles[] = {
     {Family::kStream, 48, 8},    {Family::kStream, 96, 8},    {Family::kStream, 16, 16},
     {Family::kStream, 32, 16},   {Family::kStream, 48, 16},   {Family::kStream, 96, 16},
     {Family::kHopper, 64, 16},   {Family::kHopper, 80, 16},   {Family::kHopper, 96, 16},
-    {Family::kHopper, 128, 16},  {Family::kHopper, 64, 32},   {Family::kHopper, 80, 32},
-    {Family::kHopper, 96, 32},   {Family::kHopper, 128, 32},  {Family::kHopper, 64, 64},
-    {Family::kHopper, 128, 64},  {Family::kHopper, 64, 96},   {Family::kHopper, 128, 96},
-    {Family::kHopper, 128, 128}, {Family::kHopper, 192, 128}, {Family::kHopper, 192, 192},
-    {Family::kHopper, 128, 256}, {Family::kHopper, 192, 256}, {Family::kTile, 64, 32},
-    {Family::kTile, 64, 64},     {Family::kTile, 128, 64},    {Family::kTile, 128, 128}};
+    {Family::kHopper, 112, 16},  {Family::kHopper, 128, 16},  {Family::kHopper, 160, 16},
+    {Family::kHopper, 192, 16},  {Family::kHopper, 64, 32},   {Family::kHopper, 80, 32},
+    {Family::kHopper, 96, 32},   {Family::kHopper, 112, 32},  {Family::kHopper, 128, 32},
+    {Family::kHopper, 160, 32},  {Family::kHopper, 192, 32},  {Family::kHopper, 64, 64},
+    {Family::kHopper, 128, 64},  {Family::kHopper, 160, 64},  {Family::kHopper, 192, 64},
+    {Family::kHopper, 64, 96},   {Family::kHopper, 128, 96},  {Family::kHopper, 128, 128},
+    {Family::kHopper, 192, 128}, {Family::kHopper, 192, 192}, {Family::kHopper, 128, 256},
+    {Family::kHopper, 192, 256}, {Family::kTile, 64, 32},     {Family::kTile, 64, 64},
+    {Family::kTile, 128, 64},    {Family::kTile, 128, 128}};
 
 // Parts of pieces keep their swizzle, and are whole 16 columns of a warp.
 static_assert(std::ranges::all_of(kTiles, [](const Tile& tile) { return tile.columns % 16 == 0; }));
@@ -104,6 +107,9 @@ bool MayCutK(const Problem& p, const Tile& tile, Packing packing, int parts, int
   const int blocks = parts == 2   ? multiprocessors
                      : parts <= 4 ? multiprocessors * 7 / 8
                                   : multiprocessors * 3 / 4;
+  // Of more rows nothing was timed where weights are widened, which each tile of rows does anew.
+  constexpr int64_t kMostWidened = 128;
+  if (packing == Packing::kInt8 && p.m > kMostWidened) return false;
   constexpr int64_t kFewestPieces = 2;
   return CeilDiv(p.k, PieceDepth(packing)) >= kFewestPieces * parts &&
          CeilDiv(p.n, tile.columns) * CeilDiv(p.m, tile.rows) <= blocks / parts;
@@ -172,8 +178,9 @@ bool Serves(const Plan& plan, const Problem& p, const Device& device, Packing pa
                                   MayCutK(p, tile, packing, plan.k_parts, device.multiprocessors)));
   });
   if (plan.family == Family::kHopper) {
-    if (!HasHopperTile(packing, TileGroups(plan.tile_columns), plan.tile_rows)) return false;
-    if (IsNarrow(plan.tile_columns) && !MayBeNarrow(packing, plan.tile_rows)) return false;
+    const bool parts = plan.k_parts > 1;  // of whose tiles MayCutK() knows
+    if (!parts && !HasHopperTile(packing, TileGroups(plan.tile_columns), plan.tile_rows)) return false;
+    if (IsNarrow(plan.tile_columns) && !MayBeNarrow(packing, plan.tile_rows, parts)) return false;
   }
   return there && ServesRows(plan, p, packing) && ServesDevice(plan, device);
 }

@@ -133,7 +133,8 @@ class Builder {
     for (DType t : {DType::kFloat16, DType::kBFloat16})
       for (int64_t m : {1, 16, 31, 64, 100, 128})
         for (int64_t k : {256, 520, 1000, 4096})
-          for (int64_t n : {64, 130, 704}) Vary(Add("parts", m, k, n, t, t));
+          for (int64_t n : {64, 130, 704})
+            for (DType tw : {t, DType::kInt8}) Vary(Add("parts", m, k, n, t, tw));
   }
 
   void Types() {

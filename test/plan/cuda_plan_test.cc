@@ -72,7 +72,7 @@ void CheckPlans(const Problem& p, const Device& d, Packing packing, bool aligned
     Expect(d.architecture >= 75, "matrix instructions on a device that lacks them", p, d, packing, aligned,
            all[i]);
     Expect(all[i].family != Family::kHopper || !IsNarrow(all[i].tile_columns) ||
-               (packing == Packing::kHalf && all[i].tile_rows <= 32),
+               (packing == Packing::kHalf && all[i].tile_rows <= (all[i].k_parts > 1 ? 64 : 32)),
            "a narrow tile that no kernel has", p, d, packing, aligned, all[i]);
     Expect(all[i].family != Family::kHopper || d.architecture == 90, "wgmma outside of sm_90", p, d, packing,
            aligned, all[i]);
@@ -113,10 +113,10 @@ void CheckMeasured() {
   static constexpr Measured kMeasured[] = {{4096, 12288, 8, "hopper 96x16"},
                                            {4096, 12288, 16, "hopper 96x16"},
                                            {4096, 12288, 32, "hopper 96x32"},
-                                           {4096, 12288, 64, "hopper 128x64"},
+                                           {4096, 12288, 64, "hopper 192x64, parts of K: 2"},
                                            {8192, 10240, 16, "hopper 80x16"},
-                                           {8192, 10240, 32, "hopper 80x32"},
-                                           {8192, 10240, 64, "hopper 128x64"},
+                                           {8192, 10240, 32, "hopper 160x32, parts of K: 2"},
+                                           {8192, 10240, 64, "hopper 160x64, parts of K: 2"},
                                            {4096, 12288, 128, "hopper 128x128"},
                                            {4096, 12288, 256, "hopper 192x128, clusters of 1x2"},
                                            {4096, 12288, 512, "hopper 192x256"},
@@ -155,27 +155,44 @@ void CheckMeasured() {
                                            {4096, 6144, 96, "hopper 64x96"},
                                            {2048, 3072, 192, "hopper 64x96"},
                                            {5120, 7168, 16, "hopper 128x16, parts of K: 2"}};
-  static constexpr Measured kMeasuredInt8[] = {
-      {4096, 12288, 1, "stream 48x8"},       {4096, 12288, 32, "hopper 128x32"},
-      {4096, 12288, 64, "hopper 128x64"},    {4096, 12288, 512, "hopper 192x128"},
-      {4096, 12288, 4096, "hopper 128x256"}, {8192, 10240, 1, "stream 48x8"},
-      {8192, 10240, 16, "stream 96x16"},     {8192, 10240, 24, "hopper 128x32"},
-      {4096, 6144, 16, "stream 48x16"},      {4096, 6144, 32, "hopper 64x32"},
-      {4096, 6144, 64, "hopper 64x64"},      {2048, 6144, 16, "hopper 64x16"},
-      {2048, 3072, 1, "stream 16x8"},        {2048, 3072, 16, "stream 32x16"},
-      {2048, 3072, 32, "hopper 64x16"},      {2048, 3072, 64, "hopper 64x64"},
-      {1024, 3072, 16, "hopper 64x16"},      {1024, 3072, 64, "hopper 64x64"},
-      {768, 2304, 16, "hopper 64x16"},       {768, 2304, 32, "hopper 64x16"},
-      {768, 2304, 64, "hopper 64x64"},       {768, 2304, 128, "hopper 64x64"}};
+  static constexpr Measured kMeasuredInt8[] = {{4096, 12288, 1, "stream 48x8"},
+                                               {4096, 12288, 16, "hopper 192x16, parts of K: 2"},
+                                               {4096, 12288, 32, "hopper 192x32, parts of K: 2"},
+                                               {4096, 12288, 64, "hopper 192x64, parts of K: 2"},
+                                               {4096, 12288, 128, "hopper 128x128"},
+                                               {4096, 12288, 512, "hopper 192x128"},
+                                               {4096, 12288, 4096, "hopper 128x256"},
+                                               {8192, 10240, 1, "stream 48x8"},
+                                               {8192, 10240, 16, "hopper 192x16, parts of K: 2"},
+                                               {8192, 10240, 32, "hopper 192x32, parts of K: 2"},
+                                               {8192, 10240, 64, "hopper 192x64, parts of K: 2"},
+                                               {4096, 6144, 16, "hopper 192x16, parts of K: 3"},
+                                               {4096, 6144, 32, "hopper 192x32, parts of K: 3"},
+                                               {4096, 6144, 64, "hopper 192x64, parts of K: 3"},
+                                               {4096, 6144, 128, "hopper 192x64, parts of K: 2"},
+                                               {4096, 4096, 16, "hopper 192x16, parts of K: 4"},
+                                               {4096, 4096, 32, "hopper 192x32, parts of K: 4"},
+                                               {3584, 4608, 16, "hopper 192x16, parts of K: 4"},
+                                               {3584, 4608, 32, "hopper 192x32, parts of K: 4"},
+                                               {3584, 4608, 64, "hopper 128x64, parts of K: 3"},
+                                               {5120, 7168, 16, "hopper 192x16, parts of K: 3"},
+                                               {5120, 7168, 32, "hopper 192x32, parts of K: 3"},
+                                               {5120, 7168, 64, "hopper 192x64, parts of K: 3"},
+                                               {2048, 3072, 1, "stream 16x8"},
+                                               {2048, 3072, 16, "hopper 192x16, parts of K: 4"},
+                                               {1024, 3072, 16, "hopper 192x16, parts of K: 4"},
+                                               {3072, 768, 16, "hopper 64x16, parts of K: 6"},
+                                               {3072, 768, 128, "hopper 64x64, parts of K: 4"},
+                                               {768, 2304, 16, "hopper 128x16, parts of K: 4"},
+                                               {768, 2304, 128, "hopper 64x64"}};
   // Those that share statistics, and those that a kernel for them goes before.
   static constexpr Measured kShared[] = {
       {768, 2304, 128, "yes"},   {768, 2304, 256, "yes"},    {768, 2304, 512, "yes"},
       {768, 2304, 1024, "yes"},  {768, 2304, 2048, "yes"},   {768, 2304, 4096, "yes"},
       {1024, 3072, 512, "yes"},  {1024, 3072, 1024, "yes"},  {1024, 3072, 64, "yes"},
       {2048, 3072, 1024, "yes"}, {4096, 6144, 512, "yes"},   {4096, 12288, 128, "yes"},
-      {4096, 12288, 512, "yes"}, {4096, 12288, 4096, "yes"}, {8192, 10240, 64, "yes"},
-      {3072, 9216, 64, "yes"},   {4096, 12288, 64, "no"},    {2048, 14336, 64, "no"},
-      {4096, 14336, 64, "no"},   {8192, 14336, 128, "no"}};
+      {4096, 12288, 512, "yes"}, {4096, 12288, 4096, "yes"}, {4096, 12288, 64, "no"},
+      {2048, 14336, 64, "no"},   {4096, 14336, 64, "no"},    {8192, 14336, 128, "no"}};
   const auto plan_of = [](const Measured& measured, DType tw = DType::kFloat16) {
     Problem p;
     p.k = measured.k, p.n = measured.n, p.m = measured.m;
@@ -247,7 +264,8 @@ void CheckRefused() {
                                                                                 {64, 128},
                                                                                 {96, 96},
                                                                                 {48, 64},
-                                                                                {112, 16}}) {
+                                                                                {144, 16},
+                                                                                {192, 16}}) {
     Plan plan = good;
     plan.tile_columns = columns, plan.tile_rows = rows;
     refuse(plan, "a tile that no kernel has");
@@ -272,7 +290,11 @@ void CheckRefused() {
   parts.k_parts = 3;
   Expect(Serves(parts, p, device, Packing::kHalf, true), "parts of K are refused", p, device, Packing::kHalf,
          true, parts);
-  refuse_widened(parts, "parts of K of int8 weights");
+  refuse_widened(parts, "parts of K of int8 weights and many rows");
+  Problem few_widened = widened;
+  few_widened.m = 64;
+  Expect(Serves(parts, few_widened, device, Packing::kInt8, true), "parts of K of int8 weights are refused",
+         few_widened, device, Packing::kInt8, true, parts);
   Expect(!Serves(parts, p, part, Packing::kHalf, true), "parts of K in a part of a device", p, part,
          Packing::kHalf, true, parts);
   for (const int k_parts : {-2, 0, 4, 5, 8}) {  // 4: more blocks than start at once
