@@ -1,6 +1,7 @@
 // Tiles whose K a cluster of blocks shares out: where columns and rows are too few for all multiprocessors,
-// each of which takes in only so much. The blocks behind the first hand it their sums and their part of the
-// statistics, which it adds in their order, so that results do not depend on who is ready first.
+// each of which takes in only so much, or where tiles as small as would occupy them all take in less. The
+// blocks behind the first hand it their sums and their part of the statistics, which it adds in their order,
+// so that results do not depend on who is ready first.
 #pragma once
 
 #include "cuda/hopper_cluster.cuh"

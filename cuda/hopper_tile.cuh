@@ -26,7 +26,7 @@ struct Maps {
   CUtensorMap rows, y[kMaxSplits];
 };
 
-// Rows of a tile whose results leave together, `most` of them: a multiple of 16, of which a tile has one or
+// Rows of a tile whose results leave together, at most `most`: a multiple of 16, of which a tile has one or
 // an even number.
 constexpr int ChunkRows(int rows, int most) {
   int chunks = 1;
@@ -85,6 +85,7 @@ struct Config {
   // Many rows of halves leave in chunks through a stage that is not filled at the end of each tile, each
   // warpgroup's from one or two places in it.
   static constexpr bool kStaged = sizeof(T) == 2 && kTokens > 32;
+  // One of each warpgroup fits into the stage.
   static constexpr int kChunkRows = ChunkRows(kTokens, std::min(80, kStageBytes / (kGroups * 128))),
                        kChunks = kTokens / kChunkRows, kChunkBytes = kChunkRows * 128;
   static constexpr int kPlaces = std::min({kChunks, 2, kStageBytes / (kGroups * kChunkBytes)});

@@ -115,6 +115,11 @@ constexpr int MostParts(Packing packing, int groups, int rows) {
   return packing == Packing::kHalf && groups == 2 && rows == 128 ? 2 : 1;
 }
 
+// Whether a kernel has Hopper tiles of so many groups and rows, whose K so many blocks share out.
+constexpr bool HasHopperTile(Packing packing, int groups, int rows, int k_parts) {
+  return k_parts > 1 ? k_parts <= MostParts(packing, groups, rows) : HasHopperTile(packing, groups, rows);
+}
+
 // Tiles of kStream of which two run on a multiprocessor: while one widens int8 weights, memory serves the
 // other.
 constexpr bool FitsTwice(Packing packing, int columns, int rows) {

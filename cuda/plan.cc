@@ -42,15 +42,14 @@ constexpr Tile kTiles[] = {
     {Family::kStream, 48, 8},    {Family::kStream, 96, 8},    {Family::kStream, 16, 16},
     {Family::kStream, 32, 16},   {Family::kStream, 48, 16},   {Family::kStream, 96, 16},
     {Family::kHopper, 64, 16},   {Family::kHopper, 80, 16},   {Family::kHopper, 96, 16},
-    {Family::kHopper, 112, 16},  {Family::kHopper, 128, 16},  {Family::kHopper, 160, 16},
-    {Family::kHopper, 192, 16},  {Family::kHopper, 64, 32},   {Family::kHopper, 80, 32},
-    {Family::kHopper, 96, 32},   {Family::kHopper, 112, 32},  {Family::kHopper, 128, 32},
-    {Family::kHopper, 160, 32},  {Family::kHopper, 192, 32},  {Family::kHopper, 64, 64},
-    {Family::kHopper, 128, 64},  {Family::kHopper, 160, 64},  {Family::kHopper, 192, 64},
-    {Family::kHopper, 64, 96},   {Family::kHopper, 128, 96},  {Family::kHopper, 128, 128},
-    {Family::kHopper, 192, 128}, {Family::kHopper, 192, 192}, {Family::kHopper, 128, 256},
-    {Family::kHopper, 192, 256}, {Family::kTile, 64, 32},     {Family::kTile, 64, 64},
-    {Family::kTile, 128, 64},    {Family::kTile, 128, 128}};
+    {Family::kHopper, 128, 16},  {Family::kHopper, 160, 16},  {Family::kHopper, 192, 16},
+    {Family::kHopper, 64, 32},   {Family::kHopper, 80, 32},   {Family::kHopper, 96, 32},
+    {Family::kHopper, 128, 32},  {Family::kHopper, 160, 32},  {Family::kHopper, 192, 32},
+    {Family::kHopper, 64, 64},   {Family::kHopper, 128, 64},  {Family::kHopper, 160, 64},
+    {Family::kHopper, 192, 64},  {Family::kHopper, 64, 96},   {Family::kHopper, 128, 96},
+    {Family::kHopper, 128, 128}, {Family::kHopper, 192, 128}, {Family::kHopper, 192, 192},
+    {Family::kHopper, 128, 256}, {Family::kHopper, 192, 256}, {Family::kTile, 64, 32},
+    {Family::kTile, 64, 64},     {Family::kTile, 128, 64},    {Family::kTile, 128, 128}};
 
 // Parts of pieces keep their swizzle, and are whole 16 columns of a warp.
 static_assert(std::ranges::all_of(kTiles, [](const Tile& tile) { return tile.columns % 16 == 0; }));
@@ -101,8 +100,7 @@ bool MayCluster(const Problem& p, const Tile& tile, Packing packing, Cluster clu
 bool MayCutK(const Problem& p, const Tile& tile, Packing packing, int parts, int multiprocessors) {
   if (parts == 1) return true;
   if (std::ranges::find(kParts, parts) == std::end(kParts)) return false;
-  if (tile.family != Family::kHopper || parts > MostParts(packing, TileGroups(tile.columns), tile.rows))
-    return false;
+  if (tile.family != Family::kHopper) return false;
   if (multiprocessors < kWholeDevice) return false;  // as for clusters
   const int blocks = parts == 2   ? multiprocessors
                      : parts <= 4 ? multiprocessors * 7 / 8
@@ -178,9 +176,8 @@ bool Serves(const Plan& plan, const Problem& p, const Device& device, Packing pa
                                   MayCutK(p, tile, packing, plan.k_parts, device.multiprocessors)));
   });
   if (plan.family == Family::kHopper) {
-    const bool parts = plan.k_parts > 1;  // of whose tiles MayCutK() knows
-    if (!parts && !HasHopperTile(packing, TileGroups(plan.tile_columns), plan.tile_rows)) return false;
-    if (IsNarrow(plan.tile_columns) && !MayBeNarrow(packing, plan.tile_rows, parts)) return false;
+    if (!HasHopperTile(packing, TileGroups(plan.tile_columns), plan.tile_rows, plan.k_parts)) return false;
+    if (IsNarrow(plan.tile_columns) && !MayBeNarrow(packing, plan.tile_rows, plan.k_parts > 1)) return false;
   }
   return there && ServesRows(plan, p, packing) && ServesDevice(plan, device);
 }

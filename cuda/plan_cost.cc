@@ -40,24 +40,25 @@ double PiecesCycles(const Problem& p, const Plan& plan) {
 
 // Cycles until the first of the blocks that share out K has the sums of the others, behind a barrier of the
 // cluster.
-double PartsCycles(const Plan& plan) {
+double PartsCycles(const Plan& plan, double barrier = 620, double bytes_a_cycle = 45) {
   if (plan.k_parts == 1) return 0;
   const int sums = TileGroups(plan.tile_columns) * kPieceColumns * plan.tile_rows;
-  return 620 + (plan.k_parts - 1) * sums * 4 / 45.0;
+  return barrier + (plan.k_parts - 1) * sums * 4 / bytes_a_cycle;
 }
 
 // The same two of few rows and int8 weights, whose pieces take longer the more groups widen them. Fitted to
 // the times of 800 plans of 11 shapes, K = 768 to 8192, on H100s: of the plans that were timed, the one that
 // is chosen took 1.0 % longer than the fastest in the mean of 31 calls, 12 % at most.
+constexpr int64_t kFewWidened = 64;
 bool FewWidened(const Problem& p, const Plan& plan, Packing packing) {
-  return packing == Packing::kInt8 && plan.family == Family::kHopper && plan.tile_rows <= 64 && p.m <= 64;
+  return packing == Packing::kInt8 && plan.family == Family::kHopper && plan.tile_rows <= kFewWidened &&
+         p.m <= kFewWidened;
 }
 double WidenedCycles(const Problem& p, const Plan& plan) {
   const auto pieces = static_cast<double>(CeilDiv(CeilDiv(p.k, plan.k_parts), PieceDepth(Packing::kInt8)));
-  const int groups = TileGroups(plan.tile_columns), sums = groups * kPieceColumns * plan.tile_rows;
-  const double parts = plan.k_parts == 1 ? 0 : 640 + (plan.k_parts - 1) * sums * 4 / 99.0;
+  const int groups = TileGroups(plan.tile_columns);
   return pieces * (133 + 0.25 * plan.tile_rows + groups * (44 + 0.75 * plan.tile_rows)) + 3280 +
-         1.1 * groups * plan.tile_rows + parts;
+         1.1 * groups * plan.tile_rows + PartsCycles(plan, 640, 99);
 }
 
 // Blocks start while those of the call before still run, if there are multiprocessors for both: how much
@@ -87,51 +88,77 @@ double TileCycles(const Problem& p, const Plan& plan, Packing packing) {
 double Delay(const Problem& p, const Plan& plan, Packing packing) {
   const bool alone =
       plan.rows == Rows::kInput && (p.norm == NormType::kNone || ComputesStatistics(plan, packing));
-  return alone ? 0 : FewWidened(p, plan, packing) ? 420 : packing == Packing::kInt8 ? 700 : 2000;
+  return alone ? 0 : packing != Packing::kInt8 ? 2000 : p.m <= kFewWidened ? 420 : 700;
 }
+
+double RowTiles(const Problem& p, const Plan& plan) {
+  return static_cast<double>(CeilDiv(p.m, plan.tile_rows));
+}
+// Of a Hopper plan.
+double Blocks(const Problem& p, const Plan& plan) {
+  return static_cast<double>(CeilDiv(p.n, plan.tile_columns)) * RowTiles(p, plan) * plan.k_parts;
+}
+
+// Bytes of W from memory, as fitted with either estimate of a tile.
+constexpr double kBytesPerCycle = 2400, kBytesPerCycleOfFewHalves = 3150;
 
 struct Cycles {
   double multiply;  // all rounds of tiles
   double memory;    // as long as W takes from memory, and again in part for each further tile of rows
 };
-Cycles HopperCycles(const Problem& p, const Plan& plan, Packing packing, int multiprocessors) {
-  const auto row_tiles = static_cast<double>(CeilDiv(p.m, plan.tile_rows));
-  const double blocks = static_cast<double>(CeilDiv(p.n, plan.tile_columns)) * row_tiles * plan.k_parts;
+// Where rows are many, and of other types than halves and int8 weights also where they are few.
+Cycles TiledCycles(const Problem& p, const Plan& plan, Packing packing, int multiprocessors) {
   const auto depth = static_cast<double>(RoundUp(p.k, PieceDepth(packing)));
-  const double rounds = std::ceil(blocks / multiprocessors);
-  const double bytes = depth * static_cast<double>(p.n) * ColumnBytes(packing) * (1 + 0.05 * (row_tiles - 1));
-  if (FewHalves(plan, packing)) return {rounds * (PiecesCycles(p, plan) + PartsCycles(plan)), bytes / 3150.0};
-  if (FewWidened(p, plan, packing)) return {rounds * WidenedCycles(p, plan), bytes / 2400.0};
+  const double rounds = std::ceil(Blocks(p, plan) / multiprocessors);
+  const double bytes =
+      depth * static_cast<double>(p.n) * ColumnBytes(packing) * (1 + 0.05 * (RowTiles(p, plan) - 1));
   const double size = static_cast<double>(plan.tile_columns) * plan.tile_rows;
   const double write = 500 + size * static_cast<double>(SizeOf(p.t)) / 26;
-  double memory = bytes / 2400.0;
+  double memory = bytes / kBytesPerCycle;
   // What a multiprocessor takes from memory alone, 18 bytes a cycle, decides against kStream.
   if (QuantisesFew(p, packing)) memory = std::max(memory, rounds * depth * plan.tile_columns / 18);
   return {rounds * (TileCycles(p, plan, packing) + write + PartsCycles(plan)), memory};
+}
+Cycles HopperCycles(const Problem& p, const Plan& plan, Packing packing, int multiprocessors) {
+  const auto [multiply, memory] = TiledCycles(p, plan, packing, multiprocessors);
+  const double rounds = std::ceil(Blocks(p, plan) / multiprocessors);
+  if (FewHalves(plan, packing))
+    return {rounds * (PiecesCycles(p, plan) + PartsCycles(plan)),
+            memory * kBytesPerCycle / kBytesPerCycleOfFewHalves};
+  if (FewWidened(p, plan, packing)) return {rounds * WidenedCycles(p, plan), memory};
+  return {multiply, memory};
+}
+
+// What PiecesCycles() leaves out. Tiles of more than 128 columns were the fastest where they fill the device
+// with one tile of rows and K in two (H100, K = 4096 and 8192), and at most 3 % faster elsewhere, but up to 8
+// % slower.
+double FewHalvesFactor(const Problem& p, const Plan& plan, int multiprocessors) {
+  if (TileGroups(plan.tile_columns) > 2)
+    return plan.k_parts == 2 && p.m <= plan.tile_rows && p.k >= 4096 &&
+                   Blocks(p, plan) > 0.9 * multiprocessors
+               ? 1.06
+               : 1.5;
+  return plan.k_parts > 1 && IsNarrow(plan.tile_columns) ? 1.04 : 1.0;
 }
 
 // An estimate in cycles of a multiprocessor: the products or W, and a share of the lesser of the two, since
 // neither hides the other completely.
 double HopperCost(const Problem& p, const Plan& plan, Packing packing, int multiprocessors) {
-  const auto row_tiles = static_cast<double>(CeilDiv(p.m, plan.tile_rows));
+  const double row_tiles = RowTiles(p, plan);
   const auto [multiply, memory] = HopperCycles(p, plan, packing, multiprocessors);
   const double cycles = std::max(multiply, memory) + 0.25 * std::min(multiply, memory);
-  const double blocks = static_cast<double>(CeilDiv(p.n, plan.tile_columns)) * row_tiles * plan.k_parts;
-  if (FewHalves(plan, packing)) {
-    // Tiles of more than 128 columns gain less than it seems, but for one tile of rows and K in two (H100).
-    const double factor = TileGroups(plan.tile_columns) > 2 ? plan.k_parts == 2 && row_tiles == 1 ? 1.06 : 1.2
-                          : plan.k_parts > 1 && IsNarrow(plan.tile_columns) ? 1.04
-                                                                            : 1.0;
-    return Delay(p, plan, packing) + 1700 * Crowded(blocks, multiprocessors) + factor * cycles;
-  }
-  if (FewWidened(p, plan, packing))
-    return Delay(p, plan, packing) + 1200 * Crowded(blocks, multiprocessors) + cycles;
+  const double crowded = Crowded(Blocks(p, plan), multiprocessors), delay = Delay(p, plan, packing);
+  if (FewHalves(plan, packing))
+    return delay + 1700 * crowded + FewHalvesFactor(p, plan, multiprocessors) * cycles;
+  if (FewWidened(p, plan, packing)) return delay + 1200 * crowded + cycles;
   // Where halves are multiplied, the largest tile is the fastest of those that fill the device as well; those
-  // of 96 and 192 rows take longer than their size tells, and so do those of 128 with parts of K.
+  // of 96 and 192 rows take longer than their size tells, and so do those of 65 rows and more with parts of
+  // K.
   const bool largest = plan.tile_columns == 192 && plan.tile_rows == 256;
   double factor = largest && packing != Packing::kHalf ? 1.03 : 1.0;
   if (plan.tile_rows == 96) factor = 1.05;
-  if (plan.k_parts > 1) factor = 1.17;
+  // Of int8 weights and short K none was timed.
+  if (plan.k_parts > 1) factor = packing == Packing::kInt8 && p.k < 2048 ? 1.5 : 1.17;
   if (plan.tile_rows == 192) factor = 1.05;
   // Each tile of rows widens all weights again.
   if (packing == Packing::kInt8 && ComputesStatistics(plan, packing)) factor *= 1 + 0.05 * (row_tiles - 1);
@@ -145,7 +172,7 @@ double HopperCost(const Problem& p, const Plan& plan, Packing packing, int multi
                            : false;
     factor *= gains ? 0.96 : 1.02;
   }
-  return Delay(p, plan, packing) + factor * cycles;
+  return delay + factor * cycles;
 }
 
 // In columns of W that a multiprocessor reads; a block reads the rows besides. The widest tile of halves
@@ -185,7 +212,7 @@ double TileCost(const Problem& p, const Plan& plan, Packing packing, int multipr
 
 bool SharesInTime(const Problem& p, const Plan& plan, Packing packing, int multiprocessors) {
   if (p.m <= plan.tile_rows) {
-    const auto [multiply, memory] = HopperCycles(p, plan, packing, multiprocessors);
+    const auto [multiply, memory] = TiledCycles(p, plan, packing, multiprocessors);
     if (memory > 1.07 * multiply) return false;
   }
   const int64_t tiles = CeilDiv(p.n, plan.tile_columns) * CeilDiv(p.m, plan.tile_rows);

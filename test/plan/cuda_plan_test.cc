@@ -74,6 +74,9 @@ void CheckPlans(const Problem& p, const Device& d, Packing packing, bool aligned
     Expect(all[i].family != Family::kHopper || !IsNarrow(all[i].tile_columns) ||
                (packing == Packing::kHalf && all[i].tile_rows <= (all[i].k_parts > 1 ? 64 : 32)),
            "a narrow tile that no kernel has", p, d, packing, aligned, all[i]);
+    Expect(all[i].family != Family::kHopper ||
+               HasHopperTile(packing, TileGroups(all[i].tile_columns), all[i].tile_rows, all[i].k_parts),
+           "a candidate that no kernel has", p, d, packing, aligned, all[i]);
     Expect(all[i].family != Family::kHopper || d.architecture == 90, "wgmma outside of sm_90", p, d, packing,
            aligned, all[i]);
     Expect(all[i].rows != Rows::kInput || (aligned && p.k % 8 == 0),
@@ -104,7 +107,8 @@ void CheckPacking(Problem p, const Device& d, Packing packing) {
   }
 }
 
-// The estimates choose what was fastest where all tiles were timed: an H200 and an H100; float16.
+// The estimates choose what was fastest where all tiles were timed: an H200 and an H100; float16 (tiles of
+// 160 and 192 columns: an H100), and int8 weights, most on an H100.
 void CheckMeasured() {
   struct Measured {
     int64_t k, n, m;
@@ -264,7 +268,9 @@ void CheckRefused() {
                                                                                 {64, 128},
                                                                                 {96, 96},
                                                                                 {48, 64},
+                                                                                {112, 16},
                                                                                 {144, 16},
+                                                                                {160, 64},
                                                                                 {192, 16}}) {
     Plan plan = good;
     plan.tile_columns = columns, plan.tile_rows = rows;
@@ -295,6 +301,17 @@ void CheckRefused() {
   few_widened.m = 64;
   Expect(Serves(parts, few_widened, device, Packing::kInt8, true), "parts of K of int8 weights are refused",
          few_widened, device, Packing::kInt8, true, parts);
+  Plan wide = parts;
+  wide.tile_columns = 160, wide.tile_rows = 64;
+  Problem few_rows = p;
+  few_rows.m = 64;
+  Expect(Serves(wide, few_rows, device, Packing::kHalf, true), "a wide tile with parts of K is refused",
+         few_rows, device, Packing::kHalf, true, wide);
+  Expect(!Serves(wide, few_widened, device, Packing::kInt8, true),
+         "a narrow tile of int8 weights and parts of K", few_widened, device, Packing::kInt8, true, wide);
+  wide.tile_columns = 192, wide.k_parts = 4;  // whose sums leave no room
+  Expect(!Serves(wide, few_rows, device, Packing::kHalf, true), "parts of K that no kernel has", few_rows,
+         device, Packing::kHalf, true, wide);
   Expect(!Serves(parts, p, part, Packing::kHalf, true), "parts of K in a part of a device", p, part,
          Packing::kHalf, true, parts);
   for (const int k_parts : {-2, 0, 4, 5, 8}) {  // 4: more blocks than start at once
