@@ -46,14 +46,15 @@ double PartsCycles(const Plan& plan, double barrier = 620, double bytes_a_cycle 
   return barrier + (plan.k_parts - 1) * sums * 4 / bytes_a_cycle;
 }
 
-// The same two of few rows and int8 weights, whose pieces take longer the more groups widen them. Fitted to
-// the times of 800 plans of 11 shapes, K = 768 to 8192, on H100s: of the plans that were timed, the one that
-// is chosen took 1.0 % longer than the fastest in the mean of 31 calls, 12 % at most.
+// Few rows and int8 weights: WidenedCycles() knows them.
 constexpr int64_t kFewWidened = 64;
 bool FewWidened(const Problem& p, const Plan& plan, Packing packing) {
   return packing == Packing::kInt8 && plan.family == Family::kHopper && plan.tile_rows <= kFewWidened &&
          p.m <= kFewWidened;
 }
+// What PiecesCycles() and PartsCycles() are to halves; pieces take longer the more groups widen them. Fitted
+// to the times of 388 plans of 11 shapes, K = 768 to 8192, on H100s: of the plans that were timed, the one
+// that is chosen took 0.9 % longer than the fastest in the mean of 31 calls, 12 % at most.
 double WidenedCycles(const Problem& p, const Plan& plan) {
   const auto pieces = static_cast<double>(CeilDiv(CeilDiv(p.k, plan.k_parts), PieceDepth(Packing::kInt8)));
   const int groups = TileGroups(plan.tile_columns);
@@ -152,8 +153,7 @@ double HopperCost(const Problem& p, const Plan& plan, Packing packing, int multi
     return delay + 1700 * crowded + FewHalvesFactor(p, plan, multiprocessors) * cycles;
   if (FewWidened(p, plan, packing)) return delay + 1200 * crowded + cycles;
   // Where halves are multiplied, the largest tile is the fastest of those that fill the device as well; those
-  // of 96 and 192 rows take longer than their size tells, and so do those of 65 rows and more with parts of
-  // K.
+  // of 96 and 192 rows take longer than their size tells, and so do those with parts of K.
   const bool largest = plan.tile_columns == 192 && plan.tile_rows == 256;
   double factor = largest && packing != Packing::kHalf ? 1.03 : 1.0;
   if (plan.tile_rows == 96) factor = 1.05;

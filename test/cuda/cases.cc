@@ -132,9 +132,17 @@ class Builder {
   void Parts() {
     for (DType t : {DType::kFloat16, DType::kBFloat16})
       for (int64_t m : {1, 16, 31, 64, 100, 128})
-        for (int64_t k : {256, 520, 1000, 4096})
+        for (int64_t k : {256, 520, 1003, 4096})
           for (int64_t n : {64, 130, 704})
             for (DType tw : {t, DType::kInt8}) Vary(Add("parts", m, k, n, t, tw));
+    // Stores of 16 bytes that the copy engine does not make.
+    for (DType t : {DType::kFloat16, DType::kBFloat16})
+      for (DType tw : {t, DType::kInt8}) {
+        CudaCase& added = Add("parts", 64, 520, 768, t, tw);
+        Vary(added);
+        added.c.splits = {264, 504};
+        added.outputs_aligned = true, added.unwanted = 0;
+      }
   }
 
   void Types() {
