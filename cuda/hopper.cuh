@@ -304,9 +304,9 @@ __global__ void __launch_bounds__(C::kThreads, 1)
   const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), role = warp / 4;
   if (role == 0) {
     if constexpr (C::kConsumerRegisters > 0) ShrinkRegisters<C::kProducerRegisters>();
-    if (threadIdx.x == 0) {
-      Producer<C>(block).Run();
-    } else if (warp > 0) {
+    if (warp == 0) {
+      if (ElectOne()) Producer<C>(block).Run();
+    } else {
       if constexpr (C::kMoments && !C::kStatisticsGroup)
         if (block.TakesStatistics()) StatisticsInTurns<C>(block, warp - 1).Run();
       if constexpr (C::kShares)
