@@ -38,18 +38,20 @@ class Producer {
     const uint64_t policy = p_.evict_first ? PolicyEvictFirst() : PolicyEvictNormal();
     // Weights never depend on the kernel before: as many as fit are under way before its end is waited for.
     int loaded = min(C::kStages, block_.Pieces());
-    for (int i = 0; i < loaded; ++i) LoadWeights(block_.At(block_.first), i, i, policy);
+    const Columns first = ColumnsOf(block_.At(block_.first));
+    for (int i = 0; i < loaded; ++i) LoadWeights(first, i, i, policy);
     WaitForPrevious();
     Ring ring;
     int count = 0;
     for (int tile = block_.first; tile < block_.Tiles(); tile += block_.step, ++count) {
       const Place place = block_.At(tile);
+      const Columns columns = ColumnsOf(place);
       for (int kb = 0; kb < block_.Pieces(); ++kb) {
         if (loaded > 0) {
           --loaded;
         } else {
           BarrierWait(block_.Empty(ring.stage), ring.parity ^ 1);
-          LoadWeights(place, kb, ring.stage, policy);
+          LoadWeights(columns, kb, ring.stage, policy);
         }
         LoadRows(place, kb, ring.stage);
         ring.Next(C::kStages);
@@ -71,26 +73,51 @@ class Producer {
   }
 
  private:
-  __device__ __forceinline__ void LoadWeights(const Place& place, int kb, int stage, uint64_t policy) const {
-    const int first = block_.FirstColumn(place), piece = first / kPieceColumns;
+  // What a tile takes of each 64 columns that it has a part of, of each piece of K. A narrow tile may begin
+  // and end within one.
+  static constexpr int kMostCopies =
+      MayBeNarrow(C::kPacking, C::kTokens, C::kParts) ? C::kGroups + 1 : C::kGroups;
+  struct Columns {
+    const char* source;  // of the first piece of K
+    int skip;            // bytes of the first 64 columns before the tile's
+    int bytes[kMostCopies], all_bytes;
+  };
+
+  __device__ __forceinline__ Columns ColumnsOf(const Place& place) const {
+    const int first = block_.FirstColumn(place), skip = first % kPieceColumns * C::kColumnBytes;
+    Columns columns;
+    columns.skip = skip;
+    columns.source = static_cast<const char*>(p_.weights) +
+                     (static_cast<int64_t>(first / kPieceColumns) * p_.pieces_per_row + block_.FirstPiece()) *
+                         C::kPieceBytes +
+                     (C::kCluster ? weights_skip_ : skip);
+    columns.all_bytes = min(p_.tile_columns, p_.piece_rows * kPieceColumns - first) * C::kColumnBytes;
+    int left = columns.all_bytes;
+#pragma unroll
+    for (int i = 0; i < kMostCopies; ++i) {
+      columns.bytes[i] = min(C::kPieceBytes - (i == 0 ? skip : 0), left);
+      left -= columns.bytes[i];
+    }
+    return columns;
+  }
+
+  __device__ __forceinline__ void LoadWeights(const Columns& columns, int kb, int stage,
+                                              uint64_t policy) const {
     const uint32_t full = block_.Full(stage);
-    const char* source =
-        static_cast<const char*>(p_.weights) +
-        (static_cast<int64_t>(piece) * p_.pieces_per_row + block_.FirstPiece() + kb) * C::kPieceBytes;
+    BarrierExpect(full, C::kRowBytes + columns.all_bytes + (C::kWiden ? kFactorBytes : 0));
+    const char* source = columns.source + static_cast<int64_t>(kb) * C::kPieceBytes;
     const int64_t next = static_cast<int64_t>(p_.pieces_per_row) * C::kPieceBytes;
-    uint32_t target = block_.Stage(stage) + C::kRowBytes;
-    int bytes = min(p_.tile_columns, p_.piece_rows * kPieceColumns - first) * C::kColumnBytes;
-    BarrierExpect(full, C::kRowBytes + bytes + (C::kWiden ? kFactorBytes : 0));
-    if constexpr (C::kCluster) {  // whole pieces
-      target += weights_skip_, source += weights_skip_;
-      for (; bytes > 0; bytes -= C::kPieceBytes, source += next, target += C::kPieceBytes)
-        CopyBulkToBlocks(target, source, weights_part_, full, same_columns_, policy);
-    } else {
-      int skip = first % kPieceColumns * C::kColumnBytes;
-      while (bytes > 0) {
-        const int part = min(C::kPieceBytes - skip, bytes);
-        CopyBulk(target, source + skip, part, full, policy);
-        bytes -= part, source += next, target += part, skip = 0;
+    const uint32_t target = block_.Stage(stage) + C::kRowBytes;
+#pragma unroll
+    for (int i = 0; i < kMostCopies; ++i) {
+      if (i > 0 && columns.bytes[i] == 0) break;
+      if constexpr (C::kCluster) {  // whole pieces
+        CopyBulkToBlocks(target + i * C::kPieceBytes + weights_skip_, source + i * next, weights_part_, full,
+                         same_columns_, policy);
+      } else {
+        const int skip = i == 0 ? 0 : columns.skip;
+        CopyBulk(target + i * C::kPieceBytes - skip, source + i * next - skip, columns.bytes[i], full,
+                 policy);
       }
     }
     if constexpr (C::kWiden)
@@ -282,11 +309,14 @@ template <typename C>
 __global__ void __launch_bounds__(C::kThreads, 1)
     HopperKernel(const __grid_constant__ Maps maps, const __grid_constant__ Params p) {
   extern __shared__ __align__(1024) char shared[];  // as swizzles want it
+  // Values of a warp are shuffled, so that the compiler knows its threads to have the same and keeps what it
+  // makes of them in uniform registers, and does not ask anew where shared memory lies.
+  const uint32_t stages = __shfl_sync(~0u, SharedAddress(shared), 0);
   const int rank = C::kCluster ? static_cast<int>(blockIdx.x) % (p.cluster_columns * p.cluster_rows) : 0;
   const int parts = C::kParts ? p.k_parts : 1;
   const Block<C> block{p,
                        maps,
-                       SharedAddress(shared),
+                       stages,
                        static_cast<int>(blockIdx.x) / parts,
                        static_cast<int>(gridDim.x) / parts,
                        C::kCluster ? rank % p.cluster_columns : 0,
@@ -299,8 +329,6 @@ __global__ void __launch_bounds__(C::kThreads, 1)
   } else {
     __syncthreads();
   }
-  // Shuffled, so that the compiler knows a warp's threads to have the same: descriptors then stay in uniform
-  // registers, a sixth of all instructions less.
   const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0), role = warp / 4;
   if (role == 0) {
     if constexpr (C::kConsumerRegisters > 0) ShrinkRegisters<C::kProducerRegisters>();

@@ -21,7 +21,7 @@ class Sender {
       Send(block_.At(tile), count, stage);
       stage = (stage + 1) % C::kStages;
     }
-    if (p_.copy_stores && Lane() == 0) StoreWait();  // before the block ends
+    if (p_.copy_stores && ElectOne()) StoreWait();  // before the block ends
   }
 
  private:
@@ -49,7 +49,7 @@ class Sender {
   __device__ __forceinline__ void SendChunk(uint32_t results, int row0, int column0, int end,
                                             int split) const {
     if (p_.copy_stores) {
-      if (Lane() == 0) {
+      if (ElectOne()) {
         const int start = split ? p_.end[split - 1] : 0;
         if (p_.y[split] != nullptr) StoreTile(&block_.maps.y[split], column0 - start, row0, results);
         StoreCommit();

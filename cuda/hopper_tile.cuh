@@ -43,6 +43,7 @@ template <typename T_, Packing kPacking_, int kGroups_, int kTokens_, Blocks kBl
 struct Config {
   static constexpr bool kCluster = kBlocks_ == Blocks::kCluster, kParts = kBlocks_ == Blocks::kParts;
   using T = T_;
+  static constexpr Packing kPacking = kPacking_;
   static constexpr bool kInt8Rows = kPacking_ == Packing::kInt8Activations;
   static constexpr bool kWiden = kPacking_ == Packing::kInt8;
   using Element = std::conditional_t<kInt8Rows, int8_t, T>;

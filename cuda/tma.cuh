@@ -39,7 +39,8 @@ __device__ __forceinline__ void BarrierWait(uint32_t barrier, uint32_t parity) {
 // takes the addresses of copies as they are, where for others it has a loop over the threads around each.
 __device__ __forceinline__ bool ElectOne() {
   uint32_t elected;
-  asm volatile("{\n.reg .pred one;\nelect.sync _|one, 0xffffffff;\nselp.u32 %0, 1, 0, one;\n}" : "=r"(elected));
+  asm volatile("{\n.reg .pred one;\nelect.sync _|one, 0xffffffff;\nselp.u32 %0, 1, 0, one;\n}"
+               : "=r"(elected));
   return elected != 0;
 }
 
