@@ -27,6 +27,12 @@ __device__ __forceinline__ void StoreToBlock(uint32_t mapped, const float (&v)[4
       "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]), "r"(mapped_barrier)
       : "memory");
 }
+__device__ __forceinline__ void StoreToBlock(uint32_t mapped, float a, float b, uint32_t mapped_barrier) {
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(mapped),
+      "f"(a), "f"(b), "r"(mapped_barrier)
+      : "memory");
+}
 // For what other blocks have stored here.
 __device__ __forceinline__ void BarrierWaitForCluster(uint32_t barrier, uint32_t parity) {
   asm volatile(

@@ -3,6 +3,7 @@
 // shared memory would take longer than it saves. Other halves are handed to a Sender.
 #pragma once
 
+#include "cuda/hopper_cluster.cuh"
 #include "cuda/hopper_tile.cuh"
 #include "cuda/output.cuh"
 
@@ -40,7 +41,11 @@ class Results {
   __device__ __forceinline__ void Write(const Place& place, const Columns& columns,
                                         const typename C::Accumulators& sums, int tiles, int stage) const {
     // They come once the kernel before has ended, whose inputs the outputs may be.
-    BarrierWait(block_.StatisticsFull(), tiles % 2);
+    if constexpr (C::kClusterStatistics) {
+      BarrierWaitForCluster(block_.StatisticsFull(), tiles % 2);
+    } else {
+      BarrierWait(block_.StatisticsFull(), tiles % 2);
+    }
     const Constants constants(block_, columns);
     if constexpr (C::kStaged) {
       // Also of columns behind the last, which the sender waits for as well: neither may get a turn ahead,

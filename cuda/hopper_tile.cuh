@@ -60,7 +60,9 @@ struct Config {
   // each with all rows of a stage in turn.
   static constexpr bool kStatisticsGroup = kMoments && !kWiden;
   static constexpr int kStatisticsWarps = !kMoments ? 0 : kStatisticsGroup ? 4 : 3;
-  static constexpr int kThreads = (kGroups + 1 + kStatisticsGroup) * 128;
+  // In a cluster a warpgroup takes them from memory, for it and for others (cuda/hopper_shared.cuh).
+  static constexpr bool kClusterStatistics = kCluster && ClusterTakesStatistics(kGroups, kTokens, 8);
+  static constexpr int kThreads = (kGroups + 1 + (kStatisticsGroup || kClusterStatistics)) * 128;
   // 0: what the threads get evenly is enough.
   static constexpr int kConsumerRegisters = kTokens < 128    ? 0
                                             : kGroups == 3   ? kTokens == 256 ? 160 : 152
@@ -215,6 +217,7 @@ struct Block {
       BarrierInit(Empty(s), C::kGroups * readers + (TakesStatistics() ? C::kStatisticsWarps : 0));
     }
     BarrierInit(StatisticsFull(), TakesStatistics() ? C::kStatisticsWarps * 32 : 1);
+    if (ClusterTakesStatistics()) BarrierExpect(StatisticsFull(), C::kStatisticsBytes);
     BarrierInit(StatisticsEmpty(), C::kGroups * 4);
     for (int g = 0; g < C::kGroups; ++g)
       for (int i = 0; i < C::kPlaces; ++i) {
@@ -252,10 +255,16 @@ struct Block {
   __device__ __forceinline__ bool TakesStatistics() const { return C::kMoments && p.norm != NormType::kNone; }
 
   __device__ __forceinline__ bool SharesStatistics() const { return C::kShares && p.counters != nullptr; }
+  __device__ __forceinline__ bool ClusterTakesStatistics() const {
+    return C::kClusterStatistics && p.norm != NormType::kNone && !SharesStatistics();
+  }
 
+  __device__ __forceinline__ uint32_t StatisticsOf(int row) const {
+    return Statistics() + row * static_cast<int>(sizeof(RowStatistics));
+  }
   // By the one thread that has those of a row of the tile.
   __device__ __forceinline__ void WriteStatistics(int row, float mean, float rstd) const {
-    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(Statistics() + row * 8), "f"(mean), "f"(rstd)
+    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(StatisticsOf(row)), "f"(mean), "f"(rstd)
                  : "memory");
   }
 

@@ -82,8 +82,7 @@ constexpr int SharedRows(int64_t k, int64_t rows, int64_t warps) {
 constexpr int kSharingWarps = 3;  // of a block
 // Whether a Hopper tile takes the statistics of its rows itself: of halves a warpgroup beside those that
 // multiply, where weights are widened three warps. Those of 64 rows take longer than a tile's loads, but of
-// halves less than a kernel before where a block has only a part of K. Blocks of clusters that load for each
-// other take none.
+// halves less than a kernel before where a block has only a part of K.
 constexpr bool TakesMoments(Packing packing, int rows, bool parts) {
   return packing == Packing::kHalf ? rows <= (parts ? 64 : 32) : packing == Packing::kInt8 && rows <= 32;
 }
@@ -104,7 +103,12 @@ constexpr bool HasHopperTile(Packing packing, int groups, int rows) {
 
 // The tiles that clusters of blocks have.
 constexpr bool HasClusterTile(Packing packing, int groups, int rows) {
-  return packing == Packing::kHalf && groups >= 2 && (groups == 2 ? rows >= 64 && rows <= 128 : rows == 128);
+  return packing == Packing::kHalf && HasHopperTile(packing, groups, rows) && rows >= 64 && rows <= 128;
+}
+// Whether those of a cluster that have the same rows each take the statistics of some of them, by a warpgroup
+// for which three groups leave no registers. More than 32 each would take longer than most products.
+constexpr bool ClusterTakesStatistics(int groups, int rows, int cluster_columns) {
+  return groups < 3 && rows / cluster_columns <= 32;
 }
 
 // The parts of K in which a cluster of blocks may compute a tile, at most; 1: it may not. Each block but the

@@ -58,7 +58,7 @@ static_assert(std::ranges::all_of(kTiles, [](const Tile& tile) { return tile.col
 struct Cluster {
   int columns, rows;
 };
-constexpr Cluster kClusters[] = {{1, 1}, {2, 2}, {4, 1}, {1, 2}};
+constexpr Cluster kClusters[] = {{1, 1}, {2, 2}, {4, 1}, {1, 2}, {2, 1}, {4, 2}, {2, 4}, {1, 4}, {8, 1}};
 
 // Blocks that share out K of a tile.
 constexpr int kParts[] = {1, 2, 3, 4, 6, 8};
@@ -88,11 +88,12 @@ bool MayCluster(const Problem& p, const Tile& tile, Packing packing, Cluster clu
   if (size == 1) return true;
   // A part of a device (MIG, MPS) need not have so many multiprocessors together, and the launch would fail.
   if (multiprocessors < kWholeDevice) return false;
+  if (tile.rows % (8 * cluster.columns) != 0) return false;  // a block's part of them is whole swizzles
   const int64_t columns = CeilDiv(p.n, tile.columns), rows = CeilDiv(p.m, tile.rows);
   return tile.family == Family::kHopper && !IsNarrow(tile.columns) &&
          HasClusterTile(packing, TileGroups(tile.columns), tile.rows) && columns % cluster.columns == 0 &&
          rows % cluster.rows == 0 &&
-         columns * rows <= (size == 4 ? multiprocessors * 3 / 4 : multiprocessors);
+         columns * rows <= (size >= 4 ? multiprocessors * 7 / 8 : multiprocessors);
 }
 
 // Whether a cluster of so many blocks may share out K of each tile. So many clusters of three, four and eight
@@ -233,8 +234,11 @@ std::vector<Plan> Alternatives(const Problem& p, const Device& device, Packing p
 bool ComputesStatistics(const Plan& plan, Packing packing) {
   if (plan.rows != Rows::kInput && plan.rows != Rows::kPadded) return false;
   return plan.family == Family::kStream ||
-         (plan.family == Family::kHopper && plan.cluster_columns * plan.cluster_rows == 1 &&
-          TakesMoments(packing, plan.tile_rows, plan.k_parts > 1));
+         (plan.family == Family::kHopper &&
+          (plan.cluster_columns * plan.cluster_rows == 1
+               ? TakesMoments(packing, plan.tile_rows, plan.k_parts > 1)
+               : plan.rows == Rows::kInput && ClusterTakesStatistics(TileGroups(plan.tile_columns),
+                                                                     plan.tile_rows, plan.cluster_columns)));
 }
 
 std::string ToString(const Plan& plan) {

@@ -105,7 +105,7 @@ class Builder {
 
   // Tiles that clusters of blocks have (cuda/plan.cc), of whole and of broken tiles.
   void Clusters() {
-    const int64_t ks[] = {8, 64, 72, 136, 520, 1000, 3000};
+    const int64_t ks[] = {8, 64, 72, 136, 520, 1000, 1544, 3000};
     for (DType t : {DType::kFloat16, DType::kBFloat16})
       for (int64_t m : {33, 64, 96, 100, 128, 190, 255, 384, 500})
         for (int64_t n : {200, 400, 512, 700, 768, 1024})
