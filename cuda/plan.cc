@@ -58,7 +58,7 @@ static_assert(std::ranges::all_of(kTiles, [](const Tile& tile) { return tile.col
 struct Cluster {
   int columns, rows;
 };
-constexpr Cluster kClusters[] = {{1, 1}, {2, 2}, {4, 1}, {1, 2}, {2, 1}, {4, 2}, {2, 4}, {1, 4}, {8, 1}};
+constexpr Cluster kClusters[] = {{1, 1}, {2, 2}, {4, 1}, {1, 2}, {4, 2}, {8, 1}};
 
 // Blocks that share out K of a tile.
 constexpr int kParts[] = {1, 2, 3, 4, 6, 8};
@@ -89,6 +89,7 @@ bool MayCluster(const Problem& p, const Tile& tile, Packing packing, Cluster clu
   // A part of a device (MIG, MPS) need not have so many multiprocessors together, and the launch would fail.
   if (multiprocessors < kWholeDevice) return false;
   if (tile.rows % (8 * cluster.columns) != 0) return false;  // a block's part of them is whole swizzles
+  if (p.m <= 32) return false;                               // that has tiles of as few
   const int64_t columns = CeilDiv(p.n, tile.columns), rows = CeilDiv(p.m, tile.rows);
   return tile.family == Family::kHopper && !IsNarrow(tile.columns) &&
          HasClusterTile(packing, TileGroups(tile.columns), tile.rows) && columns % cluster.columns == 0 &&

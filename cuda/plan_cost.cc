@@ -23,43 +23,12 @@ double RowBytes(Packing packing) {
 // Products that matrix units form in a cycle of a multiprocessor, relative to those of halves.
 double MatrixRate(Packing packing) { return 2 / RowBytes(packing); }
 
-// Tiles of few rows of halves, which take their statistics themselves: PiecesCycles() knows them.
-bool FewHalves(const Plan& plan, Packing packing) {
-  return packing == Packing::kHalf && plan.family == Family::kHopper &&
-         TakesMoments(packing, plan.tile_rows, plan.k_parts > 1);
-}
-
-// Cycles that such a tile takes, and the writing of its results. A piece of K takes 160 whatever the tile,
-// from one signal to the next, and neither its loads nor its statistics are hidden behind that. Fitted to the
-// times of 1378 plans of 15 shapes, K = 768 to 8192, on an H200: of the plans that were timed, the one that
-// is chosen took 0.7 % longer than the fastest in the mean of 82 calls, 9 % at most.
-double PiecesCycles(const Problem& p, const Plan& plan) {
-  const auto pieces = static_cast<double>(CeilDiv(CeilDiv(p.k, plan.k_parts), PieceDepth(Packing::kHalf)));
-  return pieces * (160 + 1.5 * plan.tile_columns + 3.75 * plan.tile_rows) + 2700 + 5 * plan.tile_rows;
-}
-
 // Cycles until the first of the blocks that share out K has the sums of the others, behind a barrier of the
 // cluster.
 double PartsCycles(const Plan& plan, double barrier = 620, double bytes_a_cycle = 45) {
   if (plan.k_parts == 1) return 0;
   const int sums = TileGroups(plan.tile_columns) * kPieceColumns * plan.tile_rows;
   return barrier + (plan.k_parts - 1) * sums * 4 / bytes_a_cycle;
-}
-
-// Few rows and int8 weights: WidenedCycles() knows them.
-constexpr int64_t kFewWidened = 64;
-bool FewWidened(const Problem& p, const Plan& plan, Packing packing) {
-  return packing == Packing::kInt8 && plan.family == Family::kHopper && plan.tile_rows <= kFewWidened &&
-         p.m <= kFewWidened;
-}
-// What PiecesCycles() and PartsCycles() are to halves; pieces take longer the more groups widen them. Fitted
-// to the times of 388 plans of 11 shapes, K = 768 to 8192, on H100s: of the plans that were timed, the one
-// that is chosen took 0.9 % longer than the fastest in the mean of 31 calls, 12 % at most.
-double WidenedCycles(const Problem& p, const Plan& plan) {
-  const auto pieces = static_cast<double>(CeilDiv(CeilDiv(p.k, plan.k_parts), PieceDepth(Packing::kInt8)));
-  const int groups = TileGroups(plan.tile_columns);
-  return pieces * (133 + 0.25 * plan.tile_rows + groups * (44 + 0.75 * plan.tile_rows)) + 3280 +
-         1.1 * groups * plan.tile_rows + PartsCycles(plan, 640, 99);
 }
 
 // Blocks start while those of the call before still run, if there are multiprocessors for both: how much
@@ -89,7 +58,7 @@ double TileCycles(const Problem& p, const Plan& plan, Packing packing) {
 double Delay(const Problem& p, const Plan& plan, Packing packing) {
   const bool alone =
       plan.rows == Rows::kInput && (p.norm == NormType::kNone || ComputesStatistics(plan, packing));
-  return alone ? 0 : packing != Packing::kInt8 ? 2000 : p.m <= kFewWidened ? 420 : 700;
+  return alone ? 0 : packing != Packing::kInt8 ? 2000 : 700;
 }
 
 double RowTiles(const Problem& p, const Plan& plan) {
@@ -100,14 +69,12 @@ double Blocks(const Problem& p, const Plan& plan) {
   return static_cast<double>(CeilDiv(p.n, plan.tile_columns)) * RowTiles(p, plan) * plan.k_parts;
 }
 
-// Bytes of W from memory, as fitted with either estimate of a tile.
-constexpr double kBytesPerCycle = 2400, kBytesPerCycleOfFewHalves = 3150;
+constexpr double kBytesPerCycle = 2400;  // of W, from memory
 
 struct Cycles {
   double multiply;  // all rounds of tiles
   double memory;    // as long as W takes from memory, and again in part for each further tile of rows
 };
-// Where rows are many, and of other types than halves and int8 weights also where they are few.
 Cycles TiledCycles(const Problem& p, const Plan& plan, Packing packing, int multiprocessors) {
   const auto depth = static_cast<double>(RoundUp(p.k, PieceDepth(packing)));
   const double rounds = std::ceil(Blocks(p, plan) / multiprocessors);
@@ -120,38 +87,105 @@ Cycles TiledCycles(const Problem& p, const Plan& plan, Packing packing, int mult
   if (QuantisesFew(p, packing)) memory = std::max(memory, rounds * depth * plan.tile_columns / 18);
   return {rounds * (TileCycles(p, plan, packing) + write + PartsCycles(plan)), memory};
 }
-Cycles HopperCycles(const Problem& p, const Plan& plan, Packing packing, int multiprocessors) {
-  const auto [multiply, memory] = TiledCycles(p, plan, packing, multiprocessors);
-  const double rounds = std::ceil(Blocks(p, plan) / multiprocessors);
-  if (FewHalves(plan, packing))
-    return {rounds * (PiecesCycles(p, plan) + PartsCycles(plan)),
-            memory * kBytesPerCycle / kBytesPerCycleOfFewHalves};
-  if (FewWidened(p, plan, packing)) return {rounds * WidenedCycles(p, plan), memory};
-  return {multiply, memory};
+
+// Few rows of halves and of int8 weights: FewRowsCost() knows them.
+bool FewRows(const Problem& p, Packing packing) {
+  return packing == Packing::kHalf ? p.m <= 256 : packing == Packing::kInt8 && p.m <= 128;
 }
 
-// What PiecesCycles() leaves out. Tiles of more than 128 columns were the fastest where they fill the device
-// with one tile of rows and K in two (H100, K = 4096 and 8192), and at most 3 % faster elsewhere, but up to 8
-// % slower.
-double FewHalvesFactor(const Problem& p, const Plan& plan, int multiprocessors) {
-  if (TileGroups(plan.tile_columns) > 2)
-    return plan.k_parts == 2 && p.m <= plan.tile_rows && p.k >= 4096 &&
-                   Blocks(p, plan) > 0.9 * multiprocessors
-               ? 1.06
-               : 1.5;
-  return plan.k_parts > 1 && IsNarrow(plan.tile_columns) ? 1.04 : 1.0;
+enum class Statistics { kNone, kByTile, kByCluster, kShared, kBefore };
+Statistics StatisticsOf(const Problem& p, const Plan& plan, Packing packing) {
+  if (p.norm == NormType::kNone && plan.rows == Rows::kInput) return Statistics::kNone;
+  if (!ComputesStatistics(plan, packing)) return plan.shares ? Statistics::kShared : Statistics::kBefore;
+  return plan.cluster_columns * plan.cluster_rows > 1 ? Statistics::kByCluster : Statistics::kByTile;
+}
+
+// What FewRowsCost() counts, in cycles.
+struct Step {
+  double piece, column, row;              // of each piece of K, and for each column and row that it has
+  double statistics, cluster_statistics;  // for each row of a piece whose statistics are taken, by either
+  double end, end_size;                   // writing of results, and for each 64 columns and row
+  double sum_bytes;                       // of other parts of K, in a cycle
+  double hidden;                          // how well products and W's way from memory hide each other
+  double by_cluster, shared, before;      // statistics that are not taken from the tile's own pieces
+  double crowded;
+};
+// Fitted on H100s to the times of 2626 plans of 12 shapes with 16 to 256 rows, and of 559 of 6 shapes with 16
+// to 128: of the plans that were timed, the one that is chosen took 1.2 % longer than the fastest in the mean
+// of 49 calls, and 0.7 % of 21, 13 % at most. A piece of halves takes as long as its bytes do at 43 a cycle.
+constexpr Step kHalfStep{.piece = 0,
+                         .column = 2.95,
+                         .row = 1.9,
+                         .statistics = 3.6,
+                         .cluster_statistics = 4.6,
+                         .end = 2090,
+                         .end_size = 22,
+                         .sum_bytes = 51,
+                         .hidden = 2.44,
+                         .by_cluster = -2140,
+                         .shared = 500,
+                         .before = 2330,
+                         .crowded = 2190};
+constexpr Step kWidenedStep{.piece = 176,
+                            .column = 2.22,
+                            .row = 0,
+                            .statistics = 3.23,
+                            .cluster_statistics = 0,
+                            .end = 2980,
+                            .end_size = 23.5,
+                            .sum_bytes = 48,
+                            .hidden = 6.1,
+                            .by_cluster = 0,
+                            .shared = 750,
+                            .before = 2010,
+                            .crowded = 1870};
+
+double FewRowsCost(const Problem& p, const Plan& plan, Packing packing, int multiprocessors) {
+  const bool widened = packing == Packing::kInt8;
+  const Step& step = widened ? kWidenedStep : kHalfStep;
+  const Statistics statistics = StatisticsOf(p, plan, packing);
+  const bool cluster = plan.cluster_columns * plan.cluster_rows > 1;
+  const int groups = TileGroups(plan.tile_columns);
+  // Copies to several blocks at once, which wait for each other at each piece.
+  double piece = step.piece + step.column * plan.tile_columns / plan.cluster_rows +
+                 step.row * plan.tile_rows / plan.cluster_columns + (cluster ? 122 : 0);
+  // Three groups that widen take longer than the statistics.
+  if (statistics == Statistics::kByTile && (groups < 3 || !widened))
+    piece += step.statistics * std::min(plan.tile_rows, 32);
+  if (statistics == Statistics::kByCluster)
+    piece += step.cluster_statistics * plan.tile_rows / plan.cluster_columns;
+  if (widened) piece = std::max(piece, 1.9 * groups * plan.tile_rows);
+  const auto pieces = static_cast<double>(CeilDiv(CeilDiv(p.k, plan.k_parts), PieceDepth(packing)));
+  const double blocks = Blocks(p, plan), size = static_cast<double>(groups) * plan.tile_rows;
+  const double sums = (plan.k_parts - 1) * size * kPieceColumns * 4 / step.sum_bytes;
+  const double multiply =
+      std::ceil(blocks / multiprocessors) * (pieces * piece + step.end + step.end_size * size + sums);
+  const double memory = static_cast<double>(p.k) * static_cast<double>(p.n) * ColumnBytes(packing) *
+                        (1 + 0.05 * (RowTiles(p, plan) - 1)) / 2000;
+  double cycles = std::pow(std::pow(multiply, step.hidden) + std::pow(memory, step.hidden), 1 / step.hidden) +
+                  step.crowded * Crowded(blocks, multiprocessors);
+  if (plan.k_parts > 1 && IsNarrow(plan.tile_columns) && groups < 3) cycles *= 1.08;
+  switch (statistics) {
+    case Statistics::kNone:
+    case Statistics::kByTile:
+      return cycles;
+    case Statistics::kByCluster:
+      return cycles + step.by_cluster;
+    case Statistics::kShared:
+      return cycles + step.shared;
+    case Statistics::kBefore:
+      return cycles + step.before;
+  }
+  return cycles;
 }
 
 // An estimate in cycles of a multiprocessor: the products or W, and a share of the lesser of the two, since
 // neither hides the other completely.
 double HopperCost(const Problem& p, const Plan& plan, Packing packing, int multiprocessors) {
+  if (FewRows(p, packing)) return FewRowsCost(p, plan, packing, multiprocessors);
   const double row_tiles = RowTiles(p, plan);
-  const auto [multiply, memory] = HopperCycles(p, plan, packing, multiprocessors);
+  const auto [multiply, memory] = TiledCycles(p, plan, packing, multiprocessors);
   const double cycles = std::max(multiply, memory) + 0.25 * std::min(multiply, memory);
-  const double crowded = Crowded(Blocks(p, plan), multiprocessors), delay = Delay(p, plan, packing);
-  if (FewHalves(plan, packing))
-    return delay + 1700 * crowded + FewHalvesFactor(p, plan, multiprocessors) * cycles;
-  if (FewWidened(p, plan, packing)) return delay + 1200 * crowded + cycles;
   // Where halves are multiplied, the largest tile is the fastest of those that fill the device as well; those
   // of 96 and 192 rows take longer than their size tells, and so do those with parts of K.
   const bool largest = plan.tile_columns == 192 && plan.tile_rows == 256;
@@ -172,7 +206,7 @@ double HopperCost(const Problem& p, const Plan& plan, Packing packing, int multi
                            : false;
     factor *= gains ? 0.96 : 1.02;
   }
-  return delay + factor * cycles;
+  return Delay(p, plan, packing) + factor * cycles;
 }
 
 // In columns of W that a multiprocessor reads; a block reads the rows besides. The widest tile of halves
@@ -195,8 +229,8 @@ double StreamCost(const Problem& p, const Plan& plan, Packing packing, int multi
                  rest = blocks - pairs * 2 * multiprocessors;
     rounds = 1.6 * (pairs + (rest > multiprocessors ? 1 : 0)) + (rest > 0 && rest <= multiprocessors ? 1 : 0);
   }
-  return Delay(p, plan, packing) + 3470 +
-         0.047 * static_cast<double>(p.k) * rounds * (plan.tile_columns + 1.25 * plan.tile_rows);
+  return Delay(p, plan, packing) + 4860 +
+         0.066 * static_cast<double>(p.k) * rounds * (plan.tile_columns + 1.25 * plan.tile_rows);
 }
 
 // In cycles of a multiprocessor for each element of K: a tile takes as long as its matrix instructions or its
