@@ -55,6 +55,7 @@ class Sender {
         StoreCommit();
         StoreWaitRead<0>();
       }
+      __syncwarp();
       return;
     }
 #pragma unroll 1
