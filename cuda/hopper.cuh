@@ -137,7 +137,7 @@ class Producer {
   }
   // Where they are not taken here: those of the tile's rows, once those of the tile before are done with.
   __device__ __forceinline__ void LoadStatistics(const Place& place, int tiles) const {
-    if (block_.TakesStatistics() || block_.ClusterTakesStatistics() || !block_.WritesResults()) return;
+    if (block_.TakesStatistics() || block_.SendsStatistics() || !block_.WritesResults()) return;
     const uint32_t full = block_.StatisticsFull();
     BarrierWait(block_.StatisticsEmpty(), tiles % 2 ^ 1);
     if constexpr (C::kShares)
@@ -347,7 +347,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
   } else if constexpr (C::kStatisticsGroup) {
     if (block.TakesStatistics()) StatisticsRole<C>(block, warp % 4).Run();
   } else if constexpr (C::kClusterStatistics) {
-    if (block.ClusterTakesStatistics()) ClusterStatistics<C>(block, warp % 4).Run();
+    if (block.SendsStatistics()) ClusterStatistics<C>(block, warp % 4).Run();
   }
 }
 

@@ -46,8 +46,6 @@ __device__ __forceinline__ Moments MomentsOfRow(const Params& p, int row, int pa
 template <typename C>
 class SharedStatistics {
  public:
-  using T = typename C::T;
-
   __device__ explicit SharedStatistics(const Block<C>& block) : p_(block.p) {}
 
   __device__ void Run() const {

@@ -61,7 +61,7 @@ struct Config {
   static constexpr bool kStatisticsGroup = kMoments && !kWiden;
   static constexpr int kStatisticsWarps = !kMoments ? 0 : kStatisticsGroup ? 4 : 3;
   // In a cluster a warpgroup takes them from memory, for it and for others (cuda/hopper_shared.cuh).
-  static constexpr bool kClusterStatistics = kCluster && ClusterTakesStatistics(kGroups, kTokens, 8);
+  static constexpr bool kClusterStatistics = kCluster && HasClusterStatistics(kGroups);
   static constexpr int kThreads = (kGroups + 1 + (kStatisticsGroup || kClusterStatistics)) * 128;
   // 0: what the threads get evenly is enough.
   static constexpr int kConsumerRegisters = kTokens < 128    ? 0
@@ -217,7 +217,7 @@ struct Block {
       BarrierInit(Empty(s), C::kGroups * readers + (TakesStatistics() ? C::kStatisticsWarps : 0));
     }
     BarrierInit(StatisticsFull(), TakesStatistics() ? C::kStatisticsWarps * 32 : 1);
-    if (ClusterTakesStatistics()) BarrierExpect(StatisticsFull(), C::kStatisticsBytes);
+    if (SendsStatistics()) BarrierExpect(StatisticsFull(), C::kStatisticsBytes);
     BarrierInit(StatisticsEmpty(), C::kGroups * 4);
     for (int g = 0; g < C::kGroups; ++g)
       for (int i = 0; i < C::kPlaces; ++i) {
@@ -255,7 +255,8 @@ struct Block {
   __device__ __forceinline__ bool TakesStatistics() const { return C::kMoments && p.norm != NormType::kNone; }
 
   __device__ __forceinline__ bool SharesStatistics() const { return C::kShares && p.counters != nullptr; }
-  __device__ __forceinline__ bool ClusterTakesStatistics() const {
+  // Those of some of the tile's rows, to all blocks of the cluster that have them.
+  __device__ __forceinline__ bool SendsStatistics() const {
     return C::kClusterStatistics && p.norm != NormType::kNone && !SharesStatistics();
   }
 

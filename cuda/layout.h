@@ -105,10 +105,12 @@ constexpr bool HasHopperTile(Packing packing, int groups, int rows) {
 constexpr bool HasClusterTile(Packing packing, int groups, int rows) {
   return packing == Packing::kHalf && HasHopperTile(packing, groups, rows) && rows >= 64 && rows <= 128;
 }
-// Whether those of a cluster that have the same rows each take the statistics of some of them, by a warpgroup
-// for which three groups leave no registers. More than 32 each would take longer than most products.
+// Whether blocks of a cluster have a warpgroup for statistics, for which three groups leave no registers.
+constexpr bool HasClusterStatistics(int groups) { return groups < 3; }
+// Whether those that have the same rows each take the statistics of some of them. More than 32 each would
+// take longer than most products.
 constexpr bool ClusterTakesStatistics(int groups, int rows, int cluster_columns) {
-  return groups < 3 && rows / cluster_columns <= 32;
+  return HasClusterStatistics(groups) && rows / cluster_columns <= 32;
 }
 
 // The parts of K in which a cluster of blocks may compute a tile, at most; 1: it may not. Each block but the

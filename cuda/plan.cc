@@ -77,8 +77,9 @@ Plan PlanOf(const Tile& tile, Rows rows, Cluster cluster = {1, 1}, int k_parts =
 
 constexpr int kWholeDevice = 64;  // multiprocessors; the smallest of sm_90 that is sold has 78
 
-// Whether blocks may form clusters: whole ones, with one tile for each block. Those of four must lie in one
-// part of the device, where they leave some multiprocessors out: all of 128 blocks do not start at once.
+// Whether blocks may form clusters: whole ones, with one tile for each block. Those of four and eight must
+// lie in one part of the device, where they leave some multiprocessors out: all of 128 blocks do not start at
+// once.
 bool MayCluster(const Problem& p, const Tile& tile, Packing packing, Cluster cluster, int multiprocessors) {
   const bool there = std::ranges::any_of(kClusters, [&](const Cluster& other) {
     return other.columns == cluster.columns && other.rows == cluster.rows;
@@ -89,7 +90,7 @@ bool MayCluster(const Problem& p, const Tile& tile, Packing packing, Cluster clu
   // A part of a device (MIG, MPS) need not have so many multiprocessors together, and the launch would fail.
   if (multiprocessors < kWholeDevice) return false;
   if (tile.rows % (8 * cluster.columns) != 0) return false;  // a block's part of them is whole swizzles
-  if (p.m <= 32) return false;                               // that has tiles of as few
+  if (p.m <= 32) return false;                               // there are tiles of 16 and 32 rows
   const int64_t columns = CeilDiv(p.n, tile.columns), rows = CeilDiv(p.m, tile.rows);
   return tile.family == Family::kHopper && !IsNarrow(tile.columns) &&
          HasClusterTile(packing, TileGroups(tile.columns), tile.rows) && columns % cluster.columns == 0 &&

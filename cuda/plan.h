@@ -76,7 +76,8 @@ std::vector<Plan> Alternatives(const Problem& problem, const Device& device, Pac
 // Whether a plan, wherever it comes from, can compute the problem.
 bool Serves(const Plan& plan, const Problem& problem, const Device& device, Packing packing, bool aligned);
 
-// Whether each block of the product takes the statistics of the rows that it reads.
+// Whether the blocks of the product take the statistics of the rows that they read, each all or, in a
+// cluster, some of them.
 bool ComputesStatistics(const Plan& plan, Packing packing);
 
 std::string ToString(const Plan& plan);

@@ -25,10 +25,10 @@ double MatrixRate(Packing packing) { return 2 / RowBytes(packing); }
 
 // Cycles until the first of the blocks that share out K has the sums of the others, behind a barrier of the
 // cluster.
-double PartsCycles(const Plan& plan, double barrier = 620, double bytes_a_cycle = 45) {
+double PartsCycles(const Plan& plan) {
   if (plan.k_parts == 1) return 0;
-  const int sums = TileGroups(plan.tile_columns) * kPieceColumns * plan.tile_rows;
-  return barrier + (plan.k_parts - 1) * sums * 4 / bytes_a_cycle;
+  const double sums = static_cast<double>(TileGroups(plan.tile_columns)) * kPieceColumns * plan.tile_rows;
+  return 620 + (plan.k_parts - 1) * sums * 4 / 45;
 }
 
 // Blocks start while those of the call before still run, if there are multiprocessors for both: how much
@@ -49,8 +49,11 @@ double TileCycles(const Problem& p, const Plan& plan, Packing packing) {
       depth * (ColumnBytes(packing) * plan.tile_columns + RowBytes(packing) * plan.tile_rows) / 48.0;
   const bool widened = packing == Packing::kInt8;
   double statistics = 0;
-  if (ComputesStatistics(plan, packing))
-    statistics = depth * (p.m <= plan.tile_rows ? 1.5 : plan.tile_rows / 8.0);
+  if (ComputesStatistics(plan, packing)) {
+    statistics = plan.cluster_columns > 1 ? depth * plan.tile_rows / plan.cluster_columns / 8
+                 : p.m <= plan.tile_rows  ? depth * 1.5
+                                          : depth * plan.tile_rows / 8;
+  }
   return std::max(compute, load + statistics) + (widened ? compute / 2 : 0);
 }
 
@@ -88,44 +91,37 @@ Cycles TiledCycles(const Problem& p, const Plan& plan, Packing packing, int mult
   return {rounds * (TileCycles(p, plan, packing) + write + PartsCycles(plan)), memory};
 }
 
-// Few rows of halves and of int8 weights: FewRowsCost() knows them.
-bool FewRows(const Problem& p, Packing packing) {
-  return packing == Packing::kHalf ? p.m <= 256 : packing == Packing::kInt8 && p.m <= 128;
-}
-
-enum class Statistics { kNone, kByTile, kByCluster, kShared, kBefore };
-Statistics StatisticsOf(const Problem& p, const Plan& plan, Packing packing) {
-  if (p.norm == NormType::kNone && plan.rows == Rows::kInput) return Statistics::kNone;
-  if (!ComputesStatistics(plan, packing)) return plan.shares ? Statistics::kShared : Statistics::kBefore;
-  return plan.cluster_columns * plan.cluster_rows > 1 ? Statistics::kByCluster : Statistics::kByTile;
+// Few rows, or few columns as well, of halves and of int8 weights: FewRowsCost() knows them.
+bool FewRows(const Problem& p, Packing packing, int multiprocessors) {
+  if (packing == Packing::kInt8) return p.m <= 128;
+  return packing == Packing::kHalf && (p.m <= 256 || CeilDiv(p.m, 64) * CeilDiv(p.n, 64) <= multiprocessors);
 }
 
 // What FewRowsCost() counts, in cycles.
 struct Step {
-  double piece, column, row;              // of each piece of K, and for each column and row that it has
-  double statistics, cluster_statistics;  // for each row of a piece whose statistics are taken, by either
+  double piece, column, row;  // of each piece of K, and for each column and row that a block loads
+  double statistics, cluster_statistics;  // for each row of a piece: from the tile's pieces, from memory
   double end, end_size;                   // writing of results, and for each 64 columns and row
   double sum_bytes;                       // of other parts of K, in a cycle
   double hidden;                          // how well products and W's way from memory hide each other
-  double by_cluster, shared, before;      // statistics that are not taken from the tile's own pieces
+  double shared, before;                  // statistics that all blocks share, a kernel before
   double crowded;
 };
 // Fitted on H100s to the times of 2626 plans of 12 shapes with 16 to 256 rows, and of 559 of 6 shapes with 16
 // to 128: of the plans that were timed, the one that is chosen took 1.2 % longer than the fastest in the mean
-// of 49 calls, and 0.7 % of 21, 13 % at most. A piece of halves takes as long as its bytes do at 43 a cycle.
+// of 49 calls, and 0.7 % of 21, 13 % at most. Of halves W comes at 43 bytes a cycle.
 constexpr Step kHalfStep{.piece = 0,
-                         .column = 2.95,
+                         .column = 3.0,
                          .row = 1.9,
-                         .statistics = 3.6,
-                         .cluster_statistics = 4.6,
-                         .end = 2090,
-                         .end_size = 22,
-                         .sum_bytes = 51,
-                         .hidden = 2.44,
-                         .by_cluster = -2140,
-                         .shared = 500,
-                         .before = 2330,
-                         .crowded = 2190};
+                         .statistics = 4.7,
+                         .cluster_statistics = 3.7,
+                         .end = 1500,
+                         .end_size = 17.5,
+                         .sum_bytes = 40,
+                         .hidden = 2.5,
+                         .shared = 1700,
+                         .before = 3300,
+                         .crowded = 2350};
 constexpr Step kWidenedStep{.piece = 176,
                             .column = 2.22,
                             .row = 0,
@@ -135,54 +131,55 @@ constexpr Step kWidenedStep{.piece = 176,
                             .end_size = 23.5,
                             .sum_bytes = 48,
                             .hidden = 6.1,
-                            .by_cluster = 0,
                             .shared = 750,
                             .before = 2010,
                             .crowded = 1870};
 
-double FewRowsCost(const Problem& p, const Plan& plan, Packing packing, int multiprocessors) {
-  const bool widened = packing == Packing::kInt8;
-  const Step& step = widened ? kWidenedStep : kHalfStep;
-  const Statistics statistics = StatisticsOf(p, plan, packing);
-  const bool cluster = plan.cluster_columns * plan.cluster_rows > 1;
+// Cycles that a piece of K takes a block.
+double PieceCycles(const Problem& p, const Plan& plan, Packing packing, const Step& step) {
+  const bool widened = packing == Packing::kInt8, cluster = plan.cluster_columns * plan.cluster_rows > 1;
   const int groups = TileGroups(plan.tile_columns);
-  // Copies to several blocks at once, which wait for each other at each piece.
-  double piece = step.piece + step.column * plan.tile_columns / plan.cluster_rows +
-                 step.row * plan.tile_rows / plan.cluster_columns + (cluster ? 122 : 0);
-  // Three groups that widen take longer than the statistics.
-  if (statistics == Statistics::kByTile && (groups < 3 || !widened))
-    piece += step.statistics * std::min(plan.tile_rows, 32);
-  if (statistics == Statistics::kByCluster)
-    piece += step.cluster_statistics * plan.tile_rows / plan.cluster_columns;
-  if (widened) piece = std::max(piece, 1.9 * groups * plan.tile_rows);
+  const double rows = static_cast<double>(plan.tile_rows) / plan.cluster_columns;
+  double cycles = step.piece + step.column * plan.tile_columns / plan.cluster_rows + step.row * rows;
+  // Blocks of a cluster wait for each other.
+  if (cluster) cycles += 100;
+  if (p.norm != NormType::kNone && ComputesStatistics(plan, packing)) {
+    if (cluster) {
+      cycles += step.cluster_statistics * rows;
+    } else if (groups < 3 || !widened) {  // three groups that widen take longer
+      cycles += step.statistics * std::min(plan.tile_rows, 32);
+    }
+  }
+  return widened ? std::max(cycles, 1.9 * groups * plan.tile_rows) : cycles;
+}
+
+double FewRowsCost(const Problem& p, const Plan& plan, Packing packing, int multiprocessors) {
+  const Step& step = packing == Packing::kInt8 ? kWidenedStep : kHalfStep;
+  const int groups = TileGroups(plan.tile_columns);
   const auto pieces = static_cast<double>(CeilDiv(CeilDiv(p.k, plan.k_parts), PieceDepth(packing)));
   const double blocks = Blocks(p, plan), size = static_cast<double>(groups) * plan.tile_rows;
   const double sums = (plan.k_parts - 1) * size * kPieceColumns * 4 / step.sum_bytes;
   const double multiply =
-      std::ceil(blocks / multiprocessors) * (pieces * piece + step.end + step.end_size * size + sums);
+      std::ceil(blocks / multiprocessors) *
+      (pieces * PieceCycles(p, plan, packing, step) + step.end + step.end_size * size + sums);
   const double memory = static_cast<double>(p.k) * static_cast<double>(p.n) * ColumnBytes(packing) *
                         (1 + 0.05 * (RowTiles(p, plan) - 1)) / 2000;
   double cycles = std::pow(std::pow(multiply, step.hidden) + std::pow(memory, step.hidden), 1 / step.hidden) +
                   step.crowded * Crowded(blocks, multiprocessors);
-  if (plan.k_parts > 1 && IsNarrow(plan.tile_columns) && groups < 3) cycles *= 1.08;
-  switch (statistics) {
-    case Statistics::kNone:
-    case Statistics::kByTile:
-      return cycles;
-    case Statistics::kByCluster:
-      return cycles + step.by_cluster;
-    case Statistics::kShared:
-      return cycles + step.shared;
-    case Statistics::kBefore:
-      return cycles + step.before;
-  }
-  return cycles;
+  if (plan.k_parts > 1 && IsNarrow(plan.tile_columns) && groups < 3) cycles *= 1.09;
+  // A kernel that goes before takes the statistics in passing, if a tile does not.
+  if (plan.rows != Rows::kInput) return cycles + step.before;
+  if (p.norm == NormType::kNone || ComputesStatistics(plan, packing)) return cycles;
+  // Those that are not shared in time are waited for.
+  if (plan.shares)
+    return cycles + (SharesInTime(p, plan, packing, multiprocessors) ? step.shared : 1.1 * step.before);
+  return cycles + step.before;
 }
 
 // An estimate in cycles of a multiprocessor: the products or W, and a share of the lesser of the two, since
 // neither hides the other completely.
 double HopperCost(const Problem& p, const Plan& plan, Packing packing, int multiprocessors) {
-  if (FewRows(p, packing)) return FewRowsCost(p, plan, packing, multiprocessors);
+  if (FewRows(p, packing, multiprocessors)) return FewRowsCost(p, plan, packing, multiprocessors);
   const double row_tiles = RowTiles(p, plan);
   const auto [multiply, memory] = TiledCycles(p, plan, packing, multiprocessors);
   const double cycles = std::max(multiply, memory) + 0.25 * std::min(multiply, memory);
@@ -191,8 +188,7 @@ double HopperCost(const Problem& p, const Plan& plan, Packing packing, int multi
   const bool largest = plan.tile_columns == 192 && plan.tile_rows == 256;
   double factor = largest && packing != Packing::kHalf ? 1.03 : 1.0;
   if (plan.tile_rows == 96) factor = 1.05;
-  // Of int8 weights and short K none was timed.
-  if (plan.k_parts > 1) factor = packing == Packing::kInt8 && p.k < 2048 ? 1.5 : 1.17;
+  if (plan.k_parts > 1) factor = 1.17;
   if (plan.tile_rows == 192) factor = 1.05;
   // Each tile of rows widens all weights again.
   if (packing == Packing::kInt8 && ComputesStatistics(plan, packing)) factor *= 1 + 0.05 * (row_tiles - 1);

@@ -35,8 +35,9 @@ __device__ __forceinline__ void BarrierWait(uint32_t barrier, uint32_t parity) {
       : "memory");
 }
 
-// True for one thread of a warp, all of which ask. Of that one the compiler knows that it is alone: it then
-// takes the addresses of copies as they are, where for others it has a loop over the threads around each.
+// True for one thread of a warp, all of which ask: always the same (PTX ISA: elect.sync). Of that one the
+// compiler knows that it is alone: it then takes the addresses of copies as they are, where for others it has
+// a loop over the threads around each.
 __device__ __forceinline__ bool ElectOne() {
   uint32_t elected;
   asm volatile("{\n.reg .pred one;\nelect.sync _|one, 0xffffffff;\nselp.u32 %0, 1, 0, one;\n}"

@@ -77,6 +77,20 @@ void CheckPlans(const Problem& p, const Device& d, Packing packing, bool aligned
     Expect(all[i].family != Family::kHopper ||
                HasHopperTile(packing, TileGroups(all[i].tile_columns), all[i].tile_rows, all[i].k_parts),
            "a candidate that no kernel has", p, d, packing, aligned, all[i]);
+    if (const int columns_of_blocks = all[i].cluster_columns,
+        blocks = columns_of_blocks * all[i].cluster_rows;
+        blocks > 1) {
+      // Its blocks load whole swizzles of eight rows, and whole columns of a piece.
+      Expect(HasClusterTile(packing, TileGroups(all[i].tile_columns), all[i].tile_rows) &&
+                 all[i].tile_rows % (8 * columns_of_blocks) == 0 && all[i].k_parts == 1 && blocks <= 8,
+             "a cluster that no kernel has", p, d, packing, aligned, all[i]);
+      // Each warp of four takes as many rows.
+      Expect(!ComputesStatistics(all[i], packing) ||
+                 (all[i].rows == Rows::kInput && all[i].tile_rows % (4 * columns_of_blocks) == 0 &&
+                  TileGroups(all[i].tile_columns) < 3),
+             "a cluster that cannot take statistics", p, d, packing, aligned, all[i]);
+      Expect(p.m > 32, "a cluster for few rows", p, d, packing, aligned, all[i]);
+    }
     Expect(all[i].family != Family::kHopper || d.architecture == 90, "wgmma outside of sm_90", p, d, packing,
            aligned, all[i]);
     Expect(all[i].rows != Rows::kInput || (aligned && p.k % 8 == 0),
@@ -152,7 +166,6 @@ void CheckMeasured() {
                                            {4096, 6144, 16, "hopper 128x16, parts of K: 2"},
                                            {4096, 6144, 64, "hopper 64x64, clusters of 8x1"},
                                            {4096, 6144, 128, "hopper 128x64, clusters of 4x2"},
-                                           {4096, 6144, 96, "hopper 64x96"},
                                            {5120, 7168, 16, "hopper 192x16, parts of K: 3"}};
   static constexpr Measured kMeasuredInt8[] = {{4096, 12288, 1, "stream 48x8"},
                                                {4096, 12288, 16, "hopper 192x16, parts of K: 2"},
@@ -239,12 +252,33 @@ void CheckRefused() {
   const auto refuse = [&](const Plan& plan, const char* what) {
     Expect(!Serves(plan, p, device, Packing::kHalf, true), what, p, device, Packing::kHalf, true, plan);
   };
-  for (const auto& [columns, rows] : std::initializer_list<std::pair<int, int>>{
-           {0, 0}, {0, 1}, {1, 0}, {3, 1}, {6, 1}, {1, 3}, {2, 3}, {-1, -1}, {-2, -1}, {16, 1}, {12, 3}}) {
+  for (const auto& [columns, rows] : std::initializer_list<std::pair<int, int>>{{0, 0},
+                                                                                {0, 1},
+                                                                                {1, 0},
+                                                                                {3, 1},
+                                                                                {6, 1},
+                                                                                {1, 3},
+                                                                                {2, 3},
+                                                                                {-1, -1},
+                                                                                {-2, -1},
+                                                                                {16, 1},
+                                                                                {12, 3},
+                                                                                {2, 1},
+                                                                                {1, 4},
+                                                                                {2, 4}}) {
     Plan plan = good;
     plan.cluster_columns = columns, plan.cluster_rows = rows;
     refuse(plan, "a cluster that no kernel has");
   }
+  Plan eight = good;
+  eight.cluster_columns = 8, eight.tile_columns = 64, p.n = 64 * 8;
+  Expect(Serves(eight, p, device, Packing::kHalf, true), "a cluster of eight is refused", p, device,
+         Packing::kHalf, true, eight);
+  eight.tile_rows = 96;
+  refuse(eight, "a cluster whose blocks load parts of swizzles");
+  eight.tile_rows = 64, p.m = 32;
+  refuse(eight, "a cluster for few rows");
+  p.n = 1536, p.m = 192;
   // 3 tiles of rows, and 12 of columns: no whole clusters.
   for (const auto& [columns, rows] : std::initializer_list<std::pair<int, int>>{{2, 2}, {1, 2}}) {
     Plan plan = good;
