@@ -163,10 +163,14 @@ double FewRowsCost(const Problem& p, const Plan& plan, Packing packing, int mult
       std::ceil(blocks / multiprocessors) *
       (pieces * PieceCycles(p, plan, packing, step) + step.end + step.end_size * size + sums);
   const double memory = static_cast<double>(p.k) * static_cast<double>(p.n) * ColumnBytes(packing) *
-                        (1 + 0.05 * (RowTiles(p, plan) - 1)) / 2000;
+                        (1 + 0.05 * (RowTiles(p, plan) - 1)) / kBytesPerCycle;
   double cycles = std::pow(std::pow(multiply, step.hidden) + std::pow(memory, step.hidden), 1 / step.hidden) +
                   step.crowded * Crowded(blocks, multiprocessors);
   if (plan.k_parts > 1 && IsNarrow(plan.tile_columns) && groups < 3) cycles *= 1.09;
+  // Tiles of twice as many rows as there are were never the fastest; the estimates of many columns, of which
+  // none was timed, are not trusted to say otherwise.
+  constexpr int64_t kFewestRows = 16;
+  if (plan.tile_rows >= 2 * std::max(p.m, kFewestRows)) cycles *= 1.3;
   // A kernel that goes before takes the statistics in passing, if a tile does not.
   if (plan.rows != Rows::kInput) return cycles + step.before;
   if (p.norm == NormType::kNone || ComputesStatistics(plan, packing)) return cycles;

@@ -44,6 +44,9 @@ void CheckPlans(const Problem& p, const Device& d, Packing packing, bool aligned
   const std::vector<Plan> all = Candidates(p, d, packing, aligned);
   Expect(!all.empty() && all.front() == chosen, "MakePlan's plan is not the first candidate", p, d, packing,
          aligned, chosen);
+  // However many columns there are, which estimates were not fitted to.
+  Expect(p.m > 16 || chosen.family != Family::kHopper || chosen.tile_rows <= 32, "few rows in a tile of many",
+         p, d, packing, aligned, chosen);
   const std::vector<Plan> alternatives = Alternatives(p, d, packing, aligned);
   Expect(!alternatives.empty() && alternatives.front() == chosen,
          "MakePlan's plan is not the first alternative", p, d, packing, aligned, chosen);
